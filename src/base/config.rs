@@ -1,0 +1,158 @@
+//! The daemon's configuration: every key, its default, and the file it is read from.
+
+use std::path::PathBuf;
+
+use ipnet::{Ipv4Net, Ipv6Net};
+use serde::{Deserialize, Serialize};
+
+use crate::paths::{DEFAULT_ROOT, DEFAULT_STATE};
+
+/// Where the file is looked for when `--config` names none; it may be absent.
+pub const DEFAULT_PATH: &str = "/etc/podwright/config.toml";
+
+/// All of `config.toml`. Every key has a default, unknown keys are errors.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Directory for what outlives a reboot: images, layers, records.
+    pub root: PathBuf,
+    /// Directory for what a reboot clears: sockets, locks, pod files.
+    pub state: PathBuf,
+    /// CRI socket; unset: `podwright.sock` in the state directory.
+    pub address: Option<PathBuf>,
+    /// The daemon's own log.
+    pub log: Log,
+    /// The per-pod process.
+    pub shim: Shim,
+    /// Control groups.
+    pub cgroup: Cgroup,
+    /// The network of pods.
+    pub network: Network,
+    /// Registries and pulls.
+    pub registry: Registry,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            root: DEFAULT_ROOT.into(),
+            state: DEFAULT_STATE.into(),
+            address: None,
+            log: Log::default(),
+            shim: Shim::default(),
+            cgroup: Cgroup::default(),
+            network: Network::default(),
+            registry: Registry::default(),
+        }
+    }
+}
+
+/// `[log]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Log {
+    /// Filter in tracing's syntax: a level, or `target=level` pairs.
+    pub level: String,
+    /// `text` or `json`.
+    pub format: LogFormat,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { level: "info".to_owned(), format: LogFormat::Text }
+    }
+}
+
+/// How log lines are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// Lines for people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// `[shim]`
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Shim {
+    /// The shim's binary; unset: `podwright-shim` beside the daemon's own.
+    pub path: Option<PathBuf>,
+}
+
+/// `[cgroup]`
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Cgroup {
+    /// Who makes control groups.
+    pub driver: CgroupDriver,
+}
+
+/// Who makes control groups (CRI `CgroupDriver`).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CgroupDriver {
+    /// Podwright writes the cgroup file system itself.
+    #[default]
+    Cgroupfs,
+}
+
+/// `[network]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Network {
+    /// Directory searched for CNI configuration lists; the built-in network serves when it holds none.
+    pub cni_conf_dir: PathBuf,
+    /// Bridge of the built-in network; unset: `podwright0`, or a name of its own for a daemon with another state directory.
+    pub bridge: Option<String>,
+    /// Pod addresses of the built-in network; unset: the first free /20 of 10.88.0.0/13.
+    pub ipv4: Option<Ipv4Net>,
+    /// Pod IPv6 addresses; unset: a /64 of a unique local prefix derived from the bridge's name.
+    pub ipv6: Option<Ipv6Net>,
+    /// Whether pods have IPv6 addresses at all.
+    pub enable_ipv6: bool,
+    /// Bytes a packet may have; unset: that of the host's default route, else 1500.
+    pub mtu: Option<u32>,
+    /// Whether packets to other networks leave with the host's address.
+    pub masquerade: bool,
+}
+
+impl Default for Network {
+    fn default() -> Self {
+        Self {
+            cni_conf_dir: "/etc/cni/net.d".into(),
+            bridge: None,
+            ipv4: None,
+            ipv6: None,
+            enable_ipv6: true,
+            mtu: None,
+            masquerade: true,
+        }
+    }
+}
+
+/// `[registry]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Registry {
+    /// Directory tree of `<host>/hosts.toml` files, as containerd's `certs.d`.
+    pub config_path: PathBuf,
+    /// Layers fetched at once for one image.
+    pub max_concurrent_layers: usize,
+    /// Seconds without a byte after which a transfer is dropped and retried.
+    pub stall_timeout_seconds: u64,
+    /// Attempts for each request before its error is reported.
+    pub attempts: u32,
+}
+
+impl Default for Registry {
+    fn default() -> Self {
+        Self {
+            config_path: "/etc/podwright/registries.d".into(),
+            max_concurrent_layers: 4,
+            stall_timeout_seconds: 30,
+            attempts: 5,
+        }
+    }
+}

@@ -1,0 +1,11 @@
+//! What every layer needs and none owns: identifiers, digests, the on-disk layout and the configuration.
+
+pub mod config;
+pub mod digest;
+pub mod ids;
+pub mod paths;
+
+pub use config::Config;
+pub use digest::Digest;
+pub use ids::{ContainerId, PodId};
+pub use paths::Layout;

@@ -1,0 +1,1 @@
+//! Pods and containers: state, operations, recovery.

@@ -1,0 +1,1 @@
+//! Where protobuf stops: CRI requests to core operations.

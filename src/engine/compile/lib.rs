@@ -1,0 +1,1 @@
+//! OCI specification and host facts to launch plan.

@@ -1,0 +1,1 @@
+//! The engine's launch half: runs in the shim.

@@ -1,0 +1,1 @@
+//! Images: references, registries, pull, content, unpack.

@@ -1,0 +1,2 @@
+//! The podwright command.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Pod networks: namespace pins and the built-in bridge.

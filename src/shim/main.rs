@@ -1,0 +1,2 @@
+//! The per-pod shim process.
+fn main() {}

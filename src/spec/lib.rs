@@ -1,0 +1,7 @@
+//! Pod and container configuration, and the pure way from them to an OCI runtime specification.
+
+pub mod container;
+pub mod pod;
+
+pub use container::ContainerConfig;
+pub use pod::PodConfig;

@@ -1,0 +1,1 @@
+//! Versioned records on disk, atomic writes and the single-daemon lock.

@@ -1,0 +1,1 @@
+//! System calls: the only home of unsafe code.
