@@ -1,0 +1,75 @@
+//! One daemon per state directory: an advisory lock that the kernel drops with its holder.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{Read, Seek, Write};
+use std::path::{Path, PathBuf};
+
+/// Held for the daemon's life.
+#[derive(Debug)]
+pub struct DaemonLock {
+    _file: File,
+}
+
+/// Why the lock was not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum LockError {
+    /// The lock file cannot be opened or written.
+    #[error("open the lock file {}", path.display())]
+    Open {
+        /// The lock file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Another daemon has it.
+    #[error("the state directory is in use by another daemon (pid {holder}, lock {}): stop it, or choose another --state", path.display())]
+    Held {
+        /// The lock file.
+        path: PathBuf,
+        /// What the holder wrote of itself.
+        holder: String,
+    },
+}
+
+impl DaemonLock {
+    /// Takes the lock, or says who has it.
+    ///
+    /// # Errors
+    /// [`LockError::Held`] while another process holds it.
+    pub fn take(path: &Path) -> Result<Self, LockError> {
+        let failed = |source| LockError::Open { path: path.to_owned(), source };
+        let mut file =
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).map_err(failed)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let mut holder = String::new();
+                file.read_to_string(&mut holder).map_err(failed)?;
+                return Err(LockError::Held { path: path.to_owned(), holder: holder.trim().to_owned() });
+            }
+            Err(TryLockError::Error(source)) => return Err(failed(source)),
+        }
+        file.set_len(0).map_err(failed)?;
+        file.rewind().map_err(failed)?;
+        writeln!(file, "{}", std::process::id()).map_err(failed)?;
+        Ok(Self { _file: file })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_taker_learns_the_holder() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("daemon.lock");
+        let first = DaemonLock::take(&path).unwrap();
+        match DaemonLock::take(&path) {
+            Err(LockError::Held { holder, .. }) => assert_eq!(holder, std::process::id().to_string()),
+            other => panic!("{other:?}"),
+        }
+        drop(first);
+        DaemonLock::take(&path).unwrap();
+    }
+}
