@@ -1,0 +1,178 @@
+//! Why an operation failed, in the terms of the operation; `cri` maps [`Class`] to gRPC codes.
+
+use std::time::Duration;
+
+use podwright_base::{ContainerId, PodId};
+
+/// A failed operation on pods, containers or images.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// No such pod sandbox.
+    #[error("pod sandbox {id:?} does not exist")]
+    PodNotFound {
+        /// As the caller gave it.
+        id: String,
+    },
+    /// No such container.
+    #[error("container {id:?} does not exist")]
+    ContainerNotFound {
+        /// As the caller gave it.
+        id: String,
+    },
+    /// An id prefix fits more than one object.
+    #[error("id prefix {prefix:?} fits {count} objects: give more digits")]
+    AmbiguousId {
+        /// As the caller gave it.
+        prefix: String,
+        /// How many it fits.
+        count: usize,
+    },
+    /// The image is not on this node.
+    #[error("image.image: {image:?} is not on this node: pull it first")]
+    ImageNotFound {
+        /// As the caller gave it.
+        image: String,
+    },
+    /// A field of the request cannot be accepted.
+    #[error("{field}: {problem}")]
+    Invalid {
+        /// The CRI field's path.
+        field: String,
+        /// The value and what to do about it.
+        problem: String,
+    },
+    /// The pod sandbox is not ready.
+    #[error("pod sandbox {pod} is not ready: {reason}")]
+    PodNotReady {
+        /// The sandbox.
+        pod: PodId,
+        /// Why.
+        reason: String,
+    },
+    /// The container's state does not allow the operation.
+    #[error("container {container}: {problem}")]
+    WrongState {
+        /// The container.
+        container: ContainerId,
+        /// Its state and what the operation needs.
+        problem: String,
+    },
+    /// The same name was created with another configuration.
+    #[error("{what} {name:?} exists as {id} with another configuration: remove it, or raise the attempt")]
+    NameInUse {
+        /// "pod sandbox" or "container".
+        what: &'static str,
+        /// The name.
+        name: String,
+        /// Who has it.
+        id: String,
+    },
+    /// An exec ran into its time limit; its processes are gone.
+    #[error("the command did not end within {}s and was killed with all its processes", limit.as_secs())]
+    ExecTimeout {
+        /// The request's limit.
+        limit: Duration,
+    },
+    /// A step did not end within its bound.
+    #[error("{what} has been in stage {stage:?} for {}s", waited.as_secs())]
+    Stalled {
+        /// The object.
+        what: String,
+        /// Where it hangs.
+        stage: &'static str,
+        /// For how long.
+        waited: Duration,
+    },
+    /// The daemon is going down.
+    #[error("the daemon is shutting down")]
+    ShuttingDown,
+    /// A configured feature that this version does not have.
+    #[error("{field}: {feature} is not supported by this version")]
+    Unsupported {
+        /// The CRI field's path.
+        field: String,
+        /// What was asked for.
+        feature: String,
+    },
+    /// A step of the operation failed.
+    #[error("{step}")]
+    Step {
+        /// Which, and on what.
+        step: String,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The outcome of the operation this call has joined.
+    #[error(transparent)]
+    Joined(std::sync::Arc<Error>),
+}
+
+/// What kind of failure an [`Error`] is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Class {
+    /// The object does not exist.
+    NotFound,
+    /// The request can never succeed as it is.
+    InvalidArgument,
+    /// The object's state forbids it.
+    FailedPrecondition,
+    /// The name is taken.
+    AlreadyExists,
+    /// A bound was reached.
+    DeadlineExceeded,
+    /// Disk, memory or a limit is exhausted.
+    ResourceExhausted,
+    /// The daemon cannot serve now.
+    Unavailable,
+    /// This version cannot do it.
+    Unimplemented,
+    /// Anything else.
+    Internal,
+}
+
+impl Error {
+    /// Wraps a failed step; `step` names what was tried and on what.
+    pub fn step(
+        step: impl Into<String>,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Self {
+        Self::Step { step: step.into(), source: source.into() }
+    }
+
+    /// Makes the error of a field whose value cannot be accepted.
+    pub fn invalid(field: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self::Invalid { field: field.into(), problem: problem.into() }
+    }
+
+    /// Tells what kind of failure this is.
+    pub fn class(&self) -> Class {
+        match self {
+            Self::PodNotFound { .. } | Self::ContainerNotFound { .. } | Self::ImageNotFound { .. } => Class::NotFound,
+            Self::AmbiguousId { .. } | Self::Invalid { .. } => Class::InvalidArgument,
+            Self::PodNotReady { .. } | Self::WrongState { .. } => Class::FailedPrecondition,
+            Self::NameInUse { .. } => Class::AlreadyExists,
+            Self::ExecTimeout { .. } | Self::Stalled { .. } => Class::DeadlineExceeded,
+            Self::ShuttingDown => Class::Unavailable,
+            Self::Unsupported { .. } => Class::Unimplemented,
+            Self::Step { source, .. } if is_out_of_space(source.as_ref()) => Class::ResourceExhausted,
+            Self::Step { .. } => Class::Internal,
+            Self::Joined(error) => error.class(),
+        }
+    }
+}
+
+/// Looks through a chain of causes for a full disk or quota.
+fn is_out_of_space(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(io) = error.downcast_ref::<std::io::Error>()
+            && matches!(io.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)
+        {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
