@@ -2,6 +2,7 @@
 
 pub mod container;
 pub mod pod;
+pub mod user;
 
 pub use container::ContainerConfig;
 pub use pod::PodConfig;
