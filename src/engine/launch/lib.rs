@@ -1,1 +1,27 @@
-//! The engine's launch half: runs in the shim.
+//! The engine's launch half: runs in the shim, a process with one thread, and executes the flat plans of
+//! `proto/shim/v1/shim.proto`.
+//!
+//! - [`Pod::set_up`] makes what a pod's containers share: namespaces, /dev/shm, the reaper of a shared pid namespace.
+//! - [`start`] forks a container's init and returns at once; [`exec`] does the same into a running container. Both give a
+//!   [`Pending`], whose status fd says when the user's program runs or which step failed.
+//! - [`cgroup`] makes, changes, kills and removes the control groups that plans name.
+//!
+//! Nothing here waits for anything a user controls: sources on a dead NFS server are opened by the forked process,
+//! which can be killed. Nothing is mounted in the host's mount namespace.
+//!
+//! The caller is the parent of every process started here and reaps it: a child whose set-up failed has exited with
+//! code 1 by the time [`Pending::outcome`] tells the failure, or is about to. Cgroups of a failed start are the caller's
+//! to remove once the child is reaped ([`cgroup::remove`]).
+
+pub mod cgroup;
+mod exec;
+mod failure;
+mod pending;
+mod pod;
+mod start;
+
+pub use exec::{ExecStdio, Facts, Target, exec};
+pub use failure::Failure;
+pub use pending::{Pending, Stdio};
+pub use pod::Pod;
+pub use start::start;
