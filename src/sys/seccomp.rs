@@ -1,0 +1,35 @@
+//! Installs an assembled seccomp filter.
+
+use rustix::io::Errno;
+
+use crate::answer;
+
+/// Bytes of one `struct sock_filter`.
+const INSTRUCTION: usize = 8;
+
+/// Puts the calling thread under a filter, for good. `program` is an array of `struct sock_filter` in this machine's byte
+/// order, `flags` are `SECCOMP_FILTER_FLAG_*` that yield no descriptor.
+///
+/// # Errors
+/// `EINVAL` for a malformed program, `EACCES` when the caller has neither `CAP_SYS_ADMIN` nor no_new_privs.
+pub fn install(program: &[u8], flags: u32) -> Result<(), Errno> {
+    if !program.len().is_multiple_of(INSTRUCTION) {
+        return Err(Errno::INVAL);
+    }
+    // The bytes come out of a message at any address; the kernel wants the structure's alignment.
+    let mut filter: Vec<libc::sock_filter> = program
+        .chunks_exact(INSTRUCTION)
+        .map(|chunk| libc::sock_filter {
+            code: u16::from_ne_bytes([chunk[0], chunk[1]]),
+            jt: chunk[2],
+            jf: chunk[3],
+            k: u32::from_ne_bytes([chunk[4], chunk[5], chunk[6], chunk[7]]),
+        })
+        .collect();
+    let len = u16::try_from(filter.len()).map_err(|_| Errno::INVAL)?;
+    let program = libc::sock_fprog { len, filter: filter.as_mut_ptr() };
+    // SAFETY: `program` points at `len` instructions that live across the call; the kernel copies and checks them. What a
+    // filter does to later calls is an error or a signal, never memory unsafety.
+    answer(unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program) })?;
+    Ok(())
+}
