@@ -6,8 +6,10 @@
 
 pub mod bpf;
 pub mod caps;
+pub mod child_exits;
 pub mod clone;
 pub mod fds;
+pub mod heap;
 pub mod loopback;
 pub mod mount;
 pub mod rlimit;
