@@ -47,7 +47,7 @@ pub enum UserError {
         field: &'static str,
     },
     /// An image's user that is not of the form `user[:group]`.
-    #[error("{value:?} is not of the form user[:group]")]
+    #[error("the image's user {value:?} is not of the form user[:group]")]
     Malformed {
         /// Where the value comes from.
         field: &'static str,
@@ -65,7 +65,7 @@ pub enum UserError {
 }
 
 impl UserError {
-    /// Names the request's or image's field that cannot be accepted.
+    /// Names the field of CRI `ContainerConfig` that cannot be accepted.
     pub fn field(&self) -> &'static str {
         match self {
             Self::UnknownUser { field, .. }
@@ -81,7 +81,8 @@ const RUN_AS_USER: &str = "linux.security_context.run_as_user";
 const RUN_AS_USERNAME: &str = "linux.security_context.run_as_username";
 const RUN_AS_GROUP: &str = "linux.security_context.run_as_group";
 const SUPPLEMENTAL_GROUPS: &str = "linux.security_context.supplemental_groups";
-const IMAGE_USER: &str = "image config.User";
+/// The user that an image names comes in with the image.
+const IMAGE_USER: &str = "image";
 
 /// Finds out who a container's process runs as.
 ///
