@@ -1,6 +1,7 @@
 //! What every layer needs and none owns: identifiers, digests, the on-disk layout and the configuration.
 
 pub mod config;
+pub mod config_file;
 pub mod digest;
 pub mod ids;
 pub mod paths;

@@ -9,6 +9,7 @@
 //!   pods/<id>/record.json                    pods/<id>/resolv.conf, hosts, hostname
 //!   pods/<id>/containers/<id>/record.json
 //!   pods/<id>/containers/<id>/config.json    the OCI runtime configuration
+//!   pods/<id>/containers/<id>/plan           the launch plan, encoded
 //!   pods/<id>/containers/<id>/rootfs/        upper/ and work/
 //!   network/                                 leases of the built-in network
 //! ```
@@ -128,6 +129,11 @@ impl Layout {
         self.container(pod, container).join("config.json")
     }
 
+    /// A container's launch plan, as the shim takes it.
+    pub fn container_plan(&self, pod: &PodId, container: &ContainerId) -> PathBuf {
+        self.container(pod, container).join("plan")
+    }
+
     /// Holds a container's writable layer: `upper/` and `work/`.
     pub fn container_writable(&self, pod: &PodId, container: &ContainerId) -> PathBuf {
         self.container(pod, container).join("rootfs")
@@ -141,6 +147,31 @@ impl Layout {
     /// One pod's volatile directory: the shim's socket and the files bind mounted into its containers.
     pub fn pod_state(&self, pod: &PodId) -> PathBuf {
         self.state_pods().join(pod.as_str())
+    }
+
+    /// Where the pod's shim listens.
+    pub fn shim_socket(&self, pod: &PodId) -> PathBuf {
+        self.pod_state(pod).join("shim.sock")
+    }
+
+    /// A shim's last words.
+    pub fn shim_log(&self, pod: &PodId) -> PathBuf {
+        self.pod_state(pod).join("shim.log")
+    }
+
+    /// The pod's `/etc/resolv.conf`.
+    pub fn resolv_conf(&self, pod: &PodId) -> PathBuf {
+        self.pod_state(pod).join("resolv.conf")
+    }
+
+    /// The pod's `/etc/hosts`.
+    pub fn hosts(&self, pod: &PodId) -> PathBuf {
+        self.pod_state(pod).join("hosts")
+    }
+
+    /// The pod's `/etc/hostname`.
+    pub fn hostname(&self, pod: &PodId) -> PathBuf {
+        self.pod_state(pod).join("hostname")
     }
 
     /// The pod's network namespace pin.

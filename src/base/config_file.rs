@@ -1,0 +1,139 @@
+//! The configuration file: read strictly, and printed with every key explained.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::config::Config;
+
+/// The file with every key, its default and what it means; `podwright config default` prints it.
+pub const DOCUMENTED: &str = include_str!("config.toml");
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("read the configuration {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The file is no TOML, has a key that does not exist, or a value of the wrong kind. The cause names key and line.
+    #[error("the configuration {} is not valid: {source}", path.display())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// Where, and what.
+        source: Box<toml::de::Error>,
+    },
+    /// A value is of the right kind and makes no sense.
+    #[error("the configuration: {key} = {value}: {remedy}")]
+    Unusable {
+        /// The key with its tables.
+        key: &'static str,
+        /// What it was set to.
+        value: String,
+        /// What it takes.
+        remedy: &'static str,
+    },
+}
+
+/// Reads a configuration file. One that is not there is an error only where it is `required`; without it every key has
+/// its default.
+///
+/// # Errors
+/// Names file, line and key.
+pub fn load(path: &Path, required: bool) -> Result<Config, ConfigError> {
+    let text = match fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound && !required => return Ok(Config::default()),
+        Err(source) => return Err(ConfigError::Read { path: path.to_owned(), source }),
+    };
+    toml::from_str(&text)
+        .map_err(|source| ConfigError::Malformed { path: path.to_owned(), source: Box::new(source) })
+}
+
+/// Checks what types cannot: called once the command line has had its say.
+///
+/// # Errors
+/// Names the first key whose value cannot be used.
+pub fn check(config: &Config) -> Result<(), ConfigError> {
+    let unusable = |key, value: String, remedy| Err(ConfigError::Unusable { key, value, remedy });
+    for (key, path) in [("root", &config.root), ("state", &config.state)] {
+        if !path.is_absolute() {
+            return unusable(key, format!("{path:?}"), "it takes an absolute path");
+        }
+    }
+    if config.registry.max_concurrent_layers == 0 {
+        return unusable("registry.max_concurrent_layers", "0".to_owned(), "it takes 1 or more");
+    }
+    if config.registry.attempts == 0 {
+        return unusable("registry.attempts", "0".to_owned(), "it takes 1 or more");
+    }
+    if config.registry.stall_timeout_seconds == 0 {
+        return unusable("registry.stall_timeout_seconds", "0".to_owned(), "it takes 1 or more");
+    }
+    match &config.network.bridge {
+        Some(name) if name.is_empty() || name.len() > 15 || name.contains(['/', ' ', ':']) => {
+            unusable("network.bridge", format!("{name:?}"), "it takes an interface name of 1 to 15 characters")
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A commented-out key stands for an unset one: its line becomes valid once the mark is taken away.
+    fn with_all_keys() -> String {
+        let uncomment = |line: &str| match line.strip_prefix("#") {
+            Some(key) if key.starts_with(|c: char| c.is_ascii_lowercase()) && key.contains(" = ") => key.to_owned(),
+            _ => line.to_owned(),
+        };
+        DOCUMENTED.lines().map(uncomment).collect::<Vec<_>>().join("\n")
+    }
+
+    #[test]
+    fn the_documented_file_is_the_default() {
+        assert_eq!(toml::from_str::<Config>(DOCUMENTED).unwrap(), Config::default());
+    }
+
+    #[test]
+    fn the_documented_file_names_every_key() {
+        let documented: toml::Table = toml::from_str(&with_all_keys()).unwrap();
+        let set: Config = toml::from_str(&with_all_keys()).unwrap();
+        check(&set).unwrap();
+        let all = toml::Table::try_from(set).unwrap();
+        for (key, value) in &all {
+            let known = documented.get(key).unwrap_or_else(|| panic!("{key} is not documented"));
+            for inner in value.as_table().into_iter().flat_map(toml::Table::keys) {
+                assert!(known.get(inner).is_some(), "{key}.{inner} is not documented");
+            }
+        }
+        assert!(all.len() >= 7, "{all:?}");
+    }
+
+    #[test]
+    fn an_unknown_key_and_a_wrong_value_are_named_with_their_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config.toml");
+        for (text, named) in [
+            ("root = \"/x\"\n\n[network]\nbrdige = \"x\"\n", "brdige"),
+            ("root = \"/x\"\n\n[network]\nmtu = \"big\"\n", "mtu"),
+        ] {
+            fs::write(&path, text).unwrap();
+            let error = load(&path, true).unwrap_err().to_string();
+            assert!(error.contains("line 4") && error.contains(named), "{error}");
+        }
+    }
+
+    #[test]
+    fn only_a_named_file_must_exist() {
+        let path = Path::new("/no/such/config.toml");
+        assert_eq!(load(path, false).unwrap(), Config::default());
+        assert!(matches!(load(path, true), Err(ConfigError::Read { .. })));
+    }
+}
