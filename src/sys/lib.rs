@@ -6,7 +6,6 @@
 
 pub mod bpf;
 pub mod caps;
-pub mod child_exits;
 pub mod clone;
 pub mod fds;
 pub mod heap;
@@ -14,6 +13,7 @@ pub mod loopback;
 pub mod mount;
 pub mod rlimit;
 pub mod seccomp;
+pub mod signalling;
 pub mod signals;
 
 use rustix::io::Errno;
