@@ -18,8 +18,11 @@ pub fn close_on_exec_above_stdio() -> Result<(), Errno> {
 }
 
 /// Closes every descriptor above 2 that is not in `keep`. Only for a forked child: there, the owners of what it closes are
-/// copies that are never used or dropped.
-pub(crate) fn close_all_but(keep: &[BorrowedFd<'_>]) -> Result<(), Errno> {
+/// copies that must never be used or dropped.
+///
+/// # Errors
+/// The kernel's; none is expected.
+pub fn close_all_but(keep: &[BorrowedFd<'_>]) -> Result<(), Errno> {
     let mut kept: Vec<u32> = keep.iter().map(|fd| fd.as_raw_fd().cast_unsigned()).filter(|fd| *fd >= FIRST).collect();
     kept.sort_unstable();
     let mut from = FIRST;
@@ -34,7 +37,7 @@ pub(crate) fn close_all_but(keep: &[BorrowedFd<'_>]) -> Result<(), Errno> {
 
 fn range(first: u32, last: u32, flags: libc::c_uint) -> Result<(), Errno> {
     // SAFETY: the call touches no memory. With CLOEXEC it closes nothing now; without, it is reached only through
-    // `close_all_but`, in a forked child whose closed descriptors have no living owner.
+    // `close_all_but`, whose contract is that no living owner uses what it closes.
     answer(unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) })?;
     Ok(())
 }

@@ -1,21 +1,30 @@
 //! Runs another process in a running container.
 
-use std::os::fd::{BorrowedFd, OwnedFd};
-use std::path::PathBuf;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
 
-use podwright_plan::wire::{ContainerPlan, ExecPlan, NamespaceMode};
+use podwright_plan::wire::{Cause, ContainerPlan, ExecPlan, NamespaceMode, Process};
+use podwright_sys::clone::{Child, Fork};
+use rustix::fs::{Mode, OFlags};
+use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 
-use crate::failure::Failure;
-use crate::pending::Pending;
-use crate::pod::Pod;
+use crate::failure::{Failure, Named};
+use crate::inroot::Root;
+use crate::pending::{Pending, Stdio};
+use crate::pod::{self, Pod};
+use crate::program::{self, Program};
+use crate::start::tell;
+use crate::status::{self, Reporter};
+use crate::streams::Streams;
+use crate::{cgroup, console};
 
 /// What has to be remembered of a container's plan to exec into it, kill it and clean up after it.
 #[derive(Debug, Clone)]
 pub struct Facts {
-    pid: NamespaceMode,
+    own_pid_namespace: bool,
     unified: Option<PathBuf>,
     join: Vec<PathBuf>,
-    exec_parent: PathBuf,
+    exec_parent: Option<PathBuf>,
     dirs: Vec<PathBuf>,
     memory_events: Option<PathBuf>,
 }
@@ -23,27 +32,49 @@ pub struct Facts {
 impl Facts {
     /// Keeps the facts of a plan.
     pub fn of(plan: &ContainerPlan) -> Self {
-        todo!()
+        let group = plan.cgroup.clone().unwrap_or_default();
+        let path = |path: String| (!path.is_empty()).then(|| PathBuf::from(path));
+        Self {
+            own_pid_namespace: plan.pid() != NamespaceMode::NamespaceHost,
+            unified: path(group.unified),
+            join: group.join.into_iter().map(PathBuf::from).collect(),
+            exec_parent: path(group.exec_parent),
+            dirs: group.dirs.into_iter().map(|dir| PathBuf::from(dir.path)).collect(),
+            memory_events: group.memory_events.and_then(|events| path(events.path)),
+        }
     }
 
     /// The cgroup that holds every process of the container and can be killed whole; `None` when the plan names none.
-    pub fn kill_dir(&self) -> Option<&std::path::Path> {
-        todo!()
+    pub fn kill_dir(&self) -> Option<&Path> {
+        self.exec_parent.as_deref().or(self.unified.as_deref())
     }
 
     /// The cgroup that holds an exec's processes, below [`Facts::kill_dir`]; removed by the caller after the exec's end.
+    /// `None` when the plan names no place for it.
     pub fn exec_dir(&self, exec_id: &str) -> Option<PathBuf> {
-        todo!()
+        Some(self.exec_parent.as_ref()?.join(format!("exec-{exec_id}")))
     }
 
-    /// Every cgroup directory that the plan made for the container itself, for [`crate::cgroup::remove`].
+    /// Every cgroup directory that the plan made, parents first, for [`crate::cgroup::remove`].
     pub fn cgroup_dirs(&self) -> &[PathBuf] {
         &self.dirs
     }
 
     /// Where the container's OOM kills are counted, for [`crate::cgroup::oom_kills`].
-    pub fn memory_events(&self) -> Option<&std::path::Path> {
+    pub fn memory_events(&self) -> Option<&Path> {
         self.memory_events.as_deref()
+    }
+
+    /// The v2 cgroup that an exec is cloned into.
+    fn exec_unified(&self, leaf: Option<&Path>) -> Option<PathBuf> {
+        if self.exec_parent == self.unified { leaf.map(Path::to_owned) } else { self.unified.clone() }
+    }
+
+    /// The v1 cgroups that an exec joins: the container's, but the leaf in the hierarchy that has it.
+    fn exec_joins(&self, leaf: Option<&Path>) -> Vec<PathBuf> {
+        let others = self.join.iter().filter(|dir| Some(*dir) != self.exec_parent.as_ref()).cloned();
+        let leaf = leaf.filter(|_| self.exec_parent != self.unified).map(Path::to_owned);
+        others.chain(leaf).collect()
     }
 }
 
@@ -74,7 +105,122 @@ pub struct ExecStdio {
 ///
 /// # Errors
 /// When the plan cannot be followed, the cgroup cannot be made, the container is gone (`ESRCH`), or the kernel refuses
-/// the fork.
-pub fn exec(_pod: &Pod, _container: Target<'_>, _plan: &ExecPlan, _stdio: ExecStdio) -> Result<Pending, Failure> {
-    todo!()
+/// the fork. No cgroup is left then.
+pub fn exec(pod: &Pod, container: Target<'_>, plan: &ExecPlan, stdio: ExecStdio) -> Result<Pending, Failure> {
+    let process = plan.process.as_ref().ok_or_else(|| Failure::plan("exec", "process", "missing"))?;
+    if plan.exec_id.is_empty() || plan.exec_id.contains('/') {
+        return Err(Failure::plan("exec", &plan.exec_id, "an exec id is a file name"));
+    }
+    let program = Program::of(process)?;
+    let (streams, stdio) = match process.terminal {
+        true => (Streams::default(), Stdio::AwaitsConsole),
+        false => (Streams { stdin: stdio.stdin, stdout: stdio.stdout, stderr: stdio.stderr }, Stdio::Passed),
+    };
+    let (receiver, reporter) = status::pair().in_shim("make status socket", "")?;
+    let leaf = container.facts.exec_dir(&plan.exec_id);
+    if let Some(leaf) = &leaf {
+        rustix::fs::mkdir(leaf, Mode::from_raw_mode(0o755)).in_shim("make cgroup", leaf.display())?;
+    }
+    let joining = Joining { container, leaf: leaf.as_deref(), process, program, streams, reporter };
+    joining.fork(pod).map(|child| Pending::new(child, stdio, receiver)).inspect_err(|_| {
+        // The failure is the one to tell; a directory that stays goes with the container's.
+        let _ = leaf.as_deref().map(cgroup::remove);
+    })
+}
+
+/// A process on its way into a container.
+struct Joining<'a> {
+    container: Target<'a>,
+    leaf: Option<&'a Path>,
+    process: &'a Process,
+    program: Program,
+    streams: Streams,
+    reporter: Reporter,
+}
+
+impl Joining<'_> {
+    fn fork(&self, pod: &Pod) -> Result<Child, Failure> {
+        let facts = self.container.facts;
+        let unified = match facts.exec_unified(self.leaf) {
+            Some(dir) => Some(cgroup::open_dir(&dir).in_shim("open cgroup", dir.display())?),
+            None => None,
+        };
+        let mut keep: Vec<_> = self.streams.descriptors().collect();
+        keep.extend([self.reporter.as_fd(), self.container.pidfd]);
+        let fork = Fork { new_pid_namespace: false, cgroup: unified.as_ref().map(AsFd::as_fd), keep: &keep };
+        // A process never changes its own pid namespace: the shim forks into the container's, so that the child is its own
+        // and needs no second fork.
+        let pid_namespace = facts.own_pid_namespace.then_some(self.container.pidfd);
+        pod.fork_in(pid_namespace, &fork, || tell(&self.reporter, self.run()))
+    }
+
+    fn run(&self) -> Failure {
+        match self.enter() {
+            Ok(()) => program::run(self.process, &self.program, &self.reporter),
+            Err(failure) => failure,
+        }
+    }
+
+    fn enter(&self) -> Result<(), Failure> {
+        rustix::process::setsid().in_child("start a session", "")?;
+        let user = self.process.user.as_ref().map_or(0, |user| user.uid);
+        // By files of the host, before it is out of sight.
+        self.streams.install(user)?;
+        let joins = self.container.facts.exec_joins(self.leaf);
+        joins.iter().try_for_each(|dir| cgroup::join(dir, Cause::LaunchFailed))?;
+        if let Some(score) = self.process.oom_score_adj {
+            pod::adjust_oom_score(score).in_child("set oom_score_adj", score)?;
+        }
+        program::label(self.process)?;
+        // All at once; the root directory becomes the container's with the mount namespace.
+        let namespaces = ThreadNameSpaceType::MOUNT
+            | ThreadNameSpaceType::CONTROL_GROUP
+            | ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME
+            | ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION
+            | ThreadNameSpaceType::NETWORK;
+        move_into_thread_name_spaces(self.container.pidfd, namespaces).in_child("enter namespaces", "")?;
+        if !self.process.terminal {
+            return Ok(());
+        }
+        let root = rustix::fs::open("/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+            .in_child("open root directory", "/")?;
+        let console = console::open(Root::new(&root), self.process.console_size.as_ref(), user)?;
+        self.reporter.console(console.master.as_fd()).in_child("hand over terminal", "")?;
+        console.take()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use podwright_plan::wire::CgroupPlan;
+
+    fn facts(unified: &str, join: &[&str], exec_parent: &str) -> Facts {
+        let join = join.iter().map(|dir| (*dir).to_owned()).collect();
+        let cgroup =
+            CgroupPlan { unified: unified.into(), join, exec_parent: exec_parent.into(), ..CgroupPlan::default() };
+        Facts::of(&ContainerPlan { cgroup: Some(cgroup), ..ContainerPlan::default() })
+    }
+
+    #[test]
+    fn an_exec_has_a_leaf_in_one_hierarchy() {
+        let v2 = facts("/cg/c", &[], "/cg/c");
+        let leaf = v2.exec_dir("1");
+        assert_eq!(leaf.as_deref(), Some(Path::new("/cg/c/exec-1")));
+        assert_eq!(v2.exec_unified(leaf.as_deref()), leaf);
+        assert!(v2.exec_joins(leaf.as_deref()).is_empty());
+
+        let hybrid = facts("/cg/unified/c", &["/cg/cpu/c", "/cg/freezer/c"], "/cg/freezer/c");
+        let leaf = hybrid.exec_dir("1");
+        assert_eq!(hybrid.exec_unified(leaf.as_deref()).as_deref(), Some(Path::new("/cg/unified/c")));
+        assert_eq!(hybrid.exec_joins(leaf.as_deref()), [Path::new("/cg/cpu/c"), Path::new("/cg/freezer/c/exec-1")]);
+    }
+
+    #[test]
+    fn without_a_place_for_it_an_exec_joins_the_container() {
+        let flat = facts("/cg/c", &[], "");
+        assert_eq!(flat.exec_dir("1"), None);
+        assert_eq!(flat.exec_unified(None).as_deref(), Some(Path::new("/cg/c")));
+        assert_eq!(flat.kill_dir(), Some(Path::new("/cg/c")));
+    }
 }

@@ -97,13 +97,34 @@ pub(crate) trait Named<T> {
     fn in_shim(self, step: &str, subject: impl ToString) -> Result<T, Failure>;
 }
 
-impl<T> Named<T> for Result<T, Errno> {
+impl<T, E: Into<KernelError>> Named<T> for Result<T, E> {
     fn in_child(self, step: &str, subject: impl ToString) -> Result<T, Failure> {
-        self.map_err(|errno| Failure::launch(step, subject, errno))
+        self.map_err(|error| Failure::launch(step, subject, error.into().0))
     }
 
     fn in_shim(self, step: &str, subject: impl ToString) -> Result<T, Failure> {
-        self.map_err(|errno| Failure::internal(step, subject, errno))
+        self.map_err(|error| Failure::internal(step, subject, error.into().0))
+    }
+}
+
+/// One type for the errors of the crates that make system calls.
+pub(crate) struct KernelError(pub(crate) Errno);
+
+impl From<Errno> for KernelError {
+    fn from(errno: Errno) -> Self {
+        Self(errno)
+    }
+}
+
+impl From<nix::errno::Errno> for KernelError {
+    fn from(errno: nix::errno::Errno) -> Self {
+        Self(Errno::from_raw_os_error(errno as i32))
+    }
+}
+
+impl From<std::io::Error> for KernelError {
+    fn from(error: std::io::Error) -> Self {
+        Self(Errno::from_io_error(&error).unwrap_or(Errno::IO))
     }
 }
 

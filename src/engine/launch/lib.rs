@@ -14,11 +14,26 @@
 //! to remove once the child is reaped ([`cgroup::remove`]).
 
 pub mod cgroup;
+mod console;
+mod devices;
 mod exec;
 mod failure;
+mod fscontext;
+mod init;
+mod inroot;
+mod masks;
+mod mounts;
 mod pending;
 mod pod;
+mod program;
+mod reaper;
+mod rootfs;
+mod shared_mounts;
+mod sources;
 mod start;
+mod status;
+mod streams;
+mod sysctl;
 
 pub use exec::{ExecStdio, Facts, Target, exec};
 pub use failure::Failure;

@@ -2,7 +2,12 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use podwright_plan::wire::Cause;
+use podwright_sys::clone::Child;
+use rustix::io::Errno;
+
 use crate::failure::Failure;
+use crate::status::{Receiver, Report};
 
 /// The caller's ends of a started process's standard streams. Every descriptor is close-on-exec and non-blocking.
 #[derive(Debug)]
@@ -20,7 +25,7 @@ pub enum Stdio {
     AwaitsConsole,
     /// The master of the terminal in the container's own devpts.
     Console(OwnedFd),
-    /// Nothing for the caller: the process has the descriptors that [`crate::ExecStdio`] named.
+    /// Nothing for the caller: the process has the descriptors that [`crate::ExecStdio`] named, or they were taken.
     Passed,
 }
 
@@ -33,21 +38,58 @@ pub struct Pending {
     pub pid: u32,
     /// Refers to the process; readable once it has exited.
     pub pidfd: OwnedFd,
-    /// The caller's ends of the standard streams. Take it (leaving [`Stdio::Passed`]) once the outcome is known.
+    /// The caller's ends of the standard streams; see [`Pending::take_stdio`].
     pub stdio: Stdio,
-    status: OwnedFd,
+    status: Receiver,
+    ready: bool,
 }
 
 impl Pending {
+    pub(crate) fn new(child: Child, stdio: Stdio, status: Receiver) -> Self {
+        Self { pid: child.pid, pidfd: child.pidfd, stdio, status, ready: false }
+    }
+
     /// Becomes readable when [`Pending::outcome`] has something to do.
     pub fn status(&self) -> BorrowedFd<'_> {
         self.status.as_fd()
+    }
+
+    /// Moves the standard streams out. Pipes may be taken at once, a console once the outcome is known.
+    pub fn take_stdio(&mut self) -> Stdio {
+        std::mem::replace(&mut self.stdio, Stdio::Passed)
     }
 
     /// Tells how the launch went, `None` while it is under way. Never blocks.
     ///
     /// `Ok` means that the user's program has been executed. Call it no more after it has answered.
     pub fn outcome(&mut self) -> Option<Result<(), Failure>> {
-        todo!()
+        loop {
+            match self.status.receive() {
+                Ok(Report::Console(master)) => {
+                    if let Err(errno) = rustix::io::ioctl_fionbio(&master, true) {
+                        return Some(Err(Failure::internal("make the console non-blocking", "", errno)));
+                    }
+                    self.stdio = Stdio::Console(master);
+                }
+                Ok(Report::Ready) => self.ready = true,
+                Ok(Report::Failed(failure)) => return Some(Err(failure)),
+                Ok(Report::End) if self.ready => return Some(Ok(())),
+                Ok(Report::End) => return Some(Err(ended_early(self.pid))),
+                Err(Errno::AGAIN) => return None,
+                Err(Errno::INTR) => {}
+                Err(errno) => return Some(Err(Failure::internal("read the launch status", self.pid, errno))),
+            }
+        }
+    }
+}
+
+/// The child is gone without a word: killed, by the OOM killer most likely, since the limits hold during the set-up.
+fn ended_early(pid: u32) -> Failure {
+    Failure {
+        cause: Cause::LaunchFailed,
+        step: "set up".to_owned(),
+        subject: format!("process {pid}"),
+        errno: 0,
+        detail: "killed before the program was executed; its memory limit may be too low".to_owned(),
     }
 }

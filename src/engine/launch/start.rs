@@ -1,16 +1,80 @@
-//! Starts a container: everything the shim does before and at the fork of its init.
+//! Starts a container: what the shim does before and at the fork of its init.
 
-use podwright_plan::wire::ContainerPlan;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 
-use crate::failure::Failure;
-use crate::pending::Pending;
+use podwright_plan::wire::{CgroupPlan, ContainerPlan, NamespaceMode};
+use podwright_sys::clone::{Child, Fork};
+
+use crate::cgroup;
+use crate::failure::{Failure, Named};
+use crate::init::Init;
+use crate::pending::{Pending, Stdio};
 use crate::pod::Pod;
+use crate::program::Program;
+use crate::status::{self, Reporter};
+use crate::streams::Streams;
 
 /// Makes the container's cgroups, forks its init into them and returns at once.
 ///
 /// # Errors
 /// When the plan cannot be followed, a cgroup cannot be made, or the kernel refuses the fork. Cgroup directories made by
 /// this call are removed again then.
-pub fn start(_pod: &Pod, _plan: &ContainerPlan) -> Result<Pending, Failure> {
-    todo!()
+pub fn start(pod: &Pod, plan: &ContainerPlan) -> Result<Pending, Failure> {
+    let missing = |field: &str| Failure::plan("start", field, "missing");
+    let process = plan.process.as_ref().ok_or_else(|| missing("process"))?;
+    let rootfs = plan.rootfs.as_ref().ok_or_else(|| missing("rootfs"))?;
+    let program = Program::of(process)?;
+    let pid_namespace = match plan.pid() {
+        NamespaceMode::NamespacePod => Some(pod.shared_pid().ok_or_else(|| missing("the pod's pid namespace"))?),
+        NamespaceMode::NamespacePrivate | NamespaceMode::NamespaceHost => None,
+    };
+    let (streams, stdio) = match process.terminal {
+        true => (Streams::default(), Stdio::AwaitsConsole),
+        false => Streams::pipes(plan.stdin).in_shim("make pipes", "")?,
+    };
+    let (receiver, reporter) = status::pair().in_shim("make status socket", "")?;
+    let group = plan.cgroup.clone().unwrap_or_default();
+    let made = cgroup::make(&group)?;
+    let init = Init { pod, plan, process, rootfs, program, streams, reporter };
+    let forked = fork(pod, &group, plan.pid() == NamespaceMode::NamespacePrivate, pid_namespace, init);
+    match forked {
+        Ok(child) => Ok(Pending::new(child, stdio, receiver)),
+        Err(failure) => {
+            made.undo();
+            Err(failure)
+        }
+    }
+}
+
+fn fork(
+    pod: &Pod,
+    group: &CgroupPlan,
+    new_pid_namespace: bool,
+    pid_namespace: Option<BorrowedFd<'_>>,
+    init: Init<'_>,
+) -> Result<Child, Failure> {
+    let cgroup = open_unified(&group.unified)?;
+    let mut keep: Vec<_> = init.streams.descriptors().collect();
+    keep.push(init.reporter.as_fd());
+    keep.extend(pod.mounts().iter().flat_map(|mounts| mounts.descriptors()));
+    let fork = Fork { new_pid_namespace, cgroup: cgroup.as_ref().map(AsFd::as_fd), keep: &keep };
+    pod.fork_in(pid_namespace, &fork, || tell(&init.reporter, init.run()))
+}
+
+/// The v2 directory to clone into, `None` on a pure v1 host.
+pub(crate) fn open_unified(dir: &str) -> Result<Option<OwnedFd>, Failure> {
+    if dir.is_empty() {
+        return Ok(None);
+    }
+    cgroup::open_dir(Path::new(dir)).in_shim("open cgroup", dir).map(Some)
+}
+
+/// Ends a forked process that has not become its program: with the reason told to the shim.
+pub(crate) fn tell(reporter: &Reporter, failure: Failure) -> i32 {
+    // When even that fails, the shim learns from the end of file that the process is gone.
+    match reporter.failed(failure) {
+        Ok(()) => 1,
+        Err(_) => 2,
+    }
 }

@@ -1,0 +1,98 @@
+//! What mounts need from the host, opened while the process is still in the host's mount namespace.
+//!
+//! A clone made here stays a peer of the host's mount, so that later mounts travel in the directions a plan asks for; one
+//! made in the container's own namespace could only ever receive. It also means that a path is the host's, whatever the
+//! image looks like. This may take for ever on a dead NFS server: the process that does it is not the shim.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use podwright_plan::wire::{BindMount, CgroupPlan, ContainerPlan, Mount, mount};
+use rustix::fs::CWD;
+use rustix::mount::{OpenTreeFlags, open_tree};
+
+use crate::failure::{Failure, Named};
+use crate::pod::Pod;
+
+/// Where every host has its control groups.
+const CGROUP_ROOT: &str = "/sys/fs/cgroup";
+
+/// What one mount of a plan starts from.
+#[derive(Debug)]
+pub(crate) enum Source {
+    /// A detached copy of something the host or the pod has.
+    Tree(OwnedFd),
+    /// A file system that is made in the container's namespaces, when its turn comes.
+    Made,
+    /// The container's own directory in each v1 hierarchy, by the hierarchy's name ("cpu,cpuacct").
+    Hierarchies(Vec<(String, OwnedFd)>),
+}
+
+/// Opens the sources of a plan's mounts, in their order.
+pub(crate) fn open_all(pod: &Pod, plan: &ContainerPlan) -> Result<Vec<Source>, Failure> {
+    plan.mounts.iter().map(|mount| open(pod, plan, mount)).collect()
+}
+
+fn open(pod: &Pod, plan: &ContainerPlan, mount: &Mount) -> Result<Source, Failure> {
+    match &mount.kind {
+        Some(mount::Kind::Bind(bind)) => clone_bind(bind).map(Source::Tree),
+        Some(mount::Kind::Shm(_)) => match pod.mounts() {
+            Some(mounts) => mounts.clone_shm().map(Source::Tree),
+            // The pod is in the host's IPC namespace.
+            None => clone_tree(Path::new("/dev/shm"), "clone the host's shared memory", false).map(Source::Tree),
+        },
+        Some(mount::Kind::Cgroup(_)) => match &plan.cgroup {
+            Some(group) if !group.join.is_empty() => hierarchies(group).map(Source::Hierarchies),
+            _ if plan.cgroup_namespace => Ok(Source::Made),
+            // Mounting cgroup2 from the host's cgroup namespace would reset the host's own mount options (nsdelegate).
+            _ => clone_tree(Path::new(CGROUP_ROOT), "clone cgroups", false).map(Source::Tree),
+        },
+        Some(mount::Kind::Fs(_)) => Ok(Source::Made),
+        None => Err(Failure::plan("mount", &mount.target, "a mount of no kind")),
+    }
+}
+
+fn clone_bind(bind: &BindMount) -> Result<OwnedFd, Failure> {
+    clone_tree(Path::new(&bind.source), "open bind source", bind.recursive)
+}
+
+fn clone_tree(path: &Path, step: &str, recursive: bool) -> Result<OwnedFd, Failure> {
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    flags.set(OpenTreeFlags::AT_RECURSIVE, recursive);
+    open_tree(CWD, path, flags).in_child(step, path.display())
+}
+
+fn hierarchies(group: &CgroupPlan) -> Result<Vec<(String, OwnedFd)>, Failure> {
+    let clone = |dir: &String| {
+        let name = hierarchy_name(Path::new(dir))
+            .ok_or_else(|| Failure::plan("mount cgroups", dir, "it is not below /sys/fs/cgroup"))?;
+        Ok((name, clone_tree(Path::new(dir), "clone cgroup", false)?))
+    };
+    group.join.iter().map(clone).collect()
+}
+
+/// The directory of the hierarchy below which a cgroup is.
+fn hierarchy_name(dir: &Path) -> Option<String> {
+    let below = dir.strip_prefix(CGROUP_ROOT).ok()?;
+    Some(below.components().next()?.as_os_str().to_str()?.to_owned())
+}
+
+/// Clones a mount that the calling process's namespace has, by a descriptor into it.
+pub(crate) fn clone_place(place: impl AsFd, recursive: bool) -> Result<OwnedFd, rustix::io::Errno> {
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    flags.set(OpenTreeFlags::AT_RECURSIVE, recursive);
+    open_tree(place, "", flags)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hierarchy_is_named_by_its_directory() {
+        let name = |dir: &str| hierarchy_name(Path::new(dir));
+        assert_eq!(name("/sys/fs/cgroup/cpu,cpuacct/kubepods/x").as_deref(), Some("cpu,cpuacct"));
+        assert_eq!(name("/sys/fs/cgroup"), None);
+        assert_eq!(name("/cgroup/memory/x"), None);
+    }
+}
