@@ -1,0 +1,11 @@
+//! What the tests stand on.
+
+pub(crate) mod archive;
+pub(crate) mod cri;
+pub(crate) mod log;
+pub(crate) mod node;
+pub(crate) mod registry;
+pub(crate) mod residue;
+pub(crate) mod tcp;
+
+pub(crate) use node::{Node, Setup};
