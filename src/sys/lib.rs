@@ -11,6 +11,7 @@ pub mod fds;
 pub mod heap;
 pub mod loopback;
 pub mod mount;
+pub mod netns;
 pub mod rlimit;
 pub mod seccomp;
 pub mod signalling;
