@@ -12,7 +12,6 @@ pub mod heap;
 pub mod loopback;
 pub mod mount;
 pub mod netns;
-pub mod netns;
 pub mod rlimit;
 pub mod seccomp;
 pub mod signalling;
