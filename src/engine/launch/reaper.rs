@@ -29,6 +29,8 @@ fn confine(mounts: &SharedMounts) -> Result<(), Errno> {
     rustix::stdio::dup2_stdin(&nothing)?;
     rustix::stdio::dup2_stdout(&nothing)?;
     rustix::stdio::dup2_stderr(&nothing)?;
+    // Closed by its owner: the range below would close it a second time.
+    drop(nothing);
     // The descriptors of both mount namespaces among them: /proc/1/fd would give them away.
     podwright_sys::fds::close_all_but(&[])?;
     rustix::thread::set_name(c"podwright-init")?;

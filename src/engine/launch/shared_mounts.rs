@@ -61,6 +61,8 @@ impl SharedMounts {
 
 /// In the new namespace: replaces its root by a new tmpfs and drops the rest.
 fn fill(size: u64) -> Result<OwnedFd, Failure> {
+    // While there is a /proc to name it by.
+    let namespace = open_namespace().in_shim("open the pod's mount namespace", "")?;
     // Without this the unmount below would reach the host, where its mounts are shared.
     rootfs::propagate(MountPropagationFlags::PRIVATE).in_shim("make mounts private", "/")?;
     let context = FsContext::open("tmpfs").in_shim("open file system", "tmpfs")?;
@@ -74,7 +76,7 @@ fn fill(size: u64) -> Result<OwnedFd, Failure> {
     let tmpfs = context.mount(attributes).in_shim("mount tmpfs", "/dev/shm")?;
     rootfs::cover_root(&tmpfs).in_shim("attach tmpfs", "/dev/shm")?;
     rootfs::pivot(&tmpfs).in_shim("pivot_root", "/dev/shm")?;
-    open_namespace().in_shim("open the pod's mount namespace", "")
+    Ok(namespace)
 }
 
 fn open_namespace() -> Result<OwnedFd, rustix::io::Errno> {
