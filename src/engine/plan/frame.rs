@@ -48,6 +48,11 @@ impl Decoder {
         self.pending.extend_from_slice(bytes);
     }
 
+    /// Whether nothing of a frame is waiting for the rest of it.
+    pub fn is_empty(&self) -> bool {
+        self.pending.is_empty()
+    }
+
     /// Takes the next whole frame out, `None` when more bytes are needed.
     ///
     /// # Errors

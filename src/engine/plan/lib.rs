@@ -6,7 +6,7 @@
 pub mod frame;
 
 /// The generated messages; see `proto/shim/v1/shim.proto` for what each field means.
-#[allow(missing_docs, clippy::doc_markdown)]
+#[allow(missing_docs, clippy::doc_markdown, clippy::large_enum_variant)]
 pub mod wire {
     include!(concat!(env!("OUT_DIR"), "/podwright.shim.v1.rs"));
 }
