@@ -11,8 +11,8 @@ use podwright_base::{Layout, paths::NETNS_DIR};
 pub(crate) fn of(layout: &Layout, bridge: &str, daemon: Option<u32>) -> Vec<String> {
     let mut left = Vec::new();
     left.extend(netns_pins(layout).iter().map(|pin| format!("network namespace pin {}", pin.display())));
-    let ports = Path::new("/sys/class/net").join(bridge).join("brif");
-    left.extend(entries(&ports).iter().map(|port| format!("link {} on the bridge", port.display())));
+    let links = links(layout, bridge);
+    left.extend(links.iter().map(|link| format!("link {}", link.display())));
     left.extend(mounts(layout).into_iter().map(|line| format!("mount: {line}")));
     for parent in cgroup_parents(layout) {
         left.extend(
@@ -52,6 +52,15 @@ pub(crate) fn netns_pins(layout: &Layout) -> Vec<PathBuf> {
     let prefix = layout.netns_prefix();
     let own = |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&prefix));
     entries(Path::new(NETNS_DIR)).into_iter().filter(own).collect()
+}
+
+/// The daemon's links but for its bridge: ports of the bridge, and what bears the daemon's mark as its alias.
+fn links(layout: &Layout, bridge: &str) -> Vec<PathBuf> {
+    let mark = format!("podwright-{} ", layout.instance().expect("the state directory is not the default one"));
+    let alias = |link: &PathBuf| fs::read_to_string(link.join("ifalias")).unwrap_or_default();
+    let ports = entries(&Path::new("/sys/class/net").join(bridge).join("brif"));
+    let marked = entries(Path::new("/sys/class/net")).into_iter().filter(|link| alias(link).starts_with(&mark));
+    marked.filter(|link| !link.ends_with(bridge)).chain(ports).collect()
 }
 
 /// Takes away what is left: for after a failed test. What a running daemon keeps between pods (its bridge, its packet filter
