@@ -4,7 +4,7 @@
 //! [`signal::stop_signal`] and [`container_spec`] judge and translate it. Nothing here opens a file, asks the kernel
 //! or depends on the time: what they need to know of the host comes in by [`input::HostTraits`].
 
-mod capabilities;
+pub mod capabilities;
 pub mod container;
 mod devices;
 pub mod error;
