@@ -22,7 +22,8 @@ impl Made {
     /// Removes them again, after a failure that is the one to tell: a directory that stays is found by the sweep.
     pub(crate) fn undo(self) {
         for dir in self.0.iter().rev() {
-            let _ = remove(dir);
+            // Not what is below: another pod may be using a parent by now.
+            let _ = rustix::fs::rmdir(dir);
         }
     }
 }
@@ -66,10 +67,23 @@ fn limit(plan: &CgroupPlan) -> Result<(), Failure> {
 
 fn apply(dir: &CgroupDir, write: &CgroupWrite) -> Result<(), Failure> {
     let file = Path::new(&dir.path).join(&write.file);
-    match write_file(&file, write.value.as_bytes()) {
+    let written = if write.inherit { inherit(&file) } else { write_file(&file, write.value.as_bytes()) };
+    match written {
         Err(Errno::NOENT) if write.optional => Ok(()),
+        Err(_) if write.lenient => Ok(()),
         result => result.in_shim("write cgroup file", file.display()).map_err(|f| f.with_detail(&*write.value)),
     }
+}
+
+/// Fills an empty file with what its directory's parent has in the one of that name.
+fn inherit(file: &Path) -> Result<(), Errno> {
+    if !read_file(file)?.trim_ascii().is_empty() {
+        return Ok(());
+    }
+    let (Some(parent), Some(name)) = (file.parent().and_then(Path::parent), file.file_name()) else {
+        return Err(Errno::INVAL);
+    };
+    write_file(file, read_file(&parent.join(name))?.trim_ascii())
 }
 
 /// Puts the calling process into one cgroup; `cause` says whose process it is.
@@ -96,12 +110,13 @@ pub fn update(dirs: &[CgroupDir]) -> Result<(), Failure> {
     Ok(())
 }
 
-/// A file and what it said, `None` for an optional one that is missing.
+/// A file and what it said, `None` for one that need not be there.
 fn earlier_value(dir: &CgroupDir, write: &CgroupWrite) -> Result<Option<(PathBuf, Vec<u8>)>, Failure> {
     let file = Path::new(&dir.path).join(&write.file);
     match read_file(&file) {
         Ok(value) => Ok(Some((file, value))),
         Err(Errno::NOENT) if write.optional => Ok(None),
+        Err(_) if write.lenient => Ok(None),
         Err(errno) => Err(Failure::internal("read cgroup file", file.display(), errno)),
     }
 }

@@ -25,7 +25,6 @@ pub struct Facts {
     unified: Option<PathBuf>,
     join: Vec<PathBuf>,
     exec_parent: Option<PathBuf>,
-    dirs: Vec<PathBuf>,
     memory_events: Option<PathBuf>,
 }
 
@@ -39,7 +38,6 @@ impl Facts {
             unified: path(group.unified),
             join: group.join.into_iter().map(PathBuf::from).collect(),
             exec_parent: path(group.exec_parent),
-            dirs: group.dirs.into_iter().map(|dir| PathBuf::from(dir.path)).collect(),
             memory_events: group.memory_events.and_then(|events| path(events.path)),
         }
     }
@@ -55,9 +53,15 @@ impl Facts {
         Some(self.exec_parent.as_ref()?.join(format!("exec-{exec_id}")))
     }
 
-    /// Every cgroup directory that the plan made, parents first, for [`crate::cgroup::remove`].
-    pub fn cgroup_dirs(&self) -> &[PathBuf] {
-        &self.dirs
+    /// The container's own cgroups, one in each hierarchy, for [`crate::cgroup::remove`]. Their parents are others' too.
+    pub fn cgroup_dirs(&self) -> Vec<&Path> {
+        let mut dirs: Vec<&Path> = Vec::new();
+        for dir in self.join.iter().chain(&self.unified).chain(&self.exec_parent) {
+            if !dirs.contains(&&**dir) {
+                dirs.push(dir);
+            }
+        }
+        dirs
     }
 
     /// Where the container's OOM kills are counted, for [`crate::cgroup::oom_kills`].
@@ -212,6 +216,7 @@ mod tests {
 
         let hybrid = facts("/cg/unified/c", &["/cg/cpu/c", "/cg/freezer/c"], "/cg/freezer/c");
         let leaf = hybrid.exec_dir("1");
+        assert_eq!(hybrid.cgroup_dirs(), ["/cg/cpu/c", "/cg/freezer/c", "/cg/unified/c"].map(Path::new));
         assert_eq!(hybrid.exec_unified(leaf.as_deref()).as_deref(), Some(Path::new("/cg/unified/c")));
         assert_eq!(hybrid.exec_joins(leaf.as_deref()), [Path::new("/cg/cpu/c"), Path::new("/cg/freezer/c/exec-1")]);
     }

@@ -57,6 +57,7 @@ impl Init<'_> {
         let console = self.furnish(&root, sources)?;
         self.close_up(&root)?;
         rootfs::pivot(&root).in_child("pivot_root", "/")?;
+        self.finish_root(&root)?;
         console.map_or(Ok(()), Console::take)
     }
 
@@ -118,7 +119,11 @@ impl Init<'_> {
         sysctl::write_all(&self.plan.sysctls, own, Cause::LaunchFailed)?;
         // A read-only copy taken after the masks keeps them; the other way round it would be below them.
         masks::make_read_only(place, &self.plan.readonly_paths)?;
-        masks::mask(place, &self.plan.masked_paths)?;
+        masks::mask(place, &self.plan.masked_paths)
+    }
+
+    /// Gives the root itself its attributes: pivot_root takes no shared mount.
+    fn finish_root(&self, root: &OwnedFd) -> Result<(), Failure> {
         let mut last = Change::default();
         last.set.set(MountAttrFlags::MOUNT_ATTR_RDONLY, self.rootfs.readonly);
         if self.rootfs.shared_propagation {

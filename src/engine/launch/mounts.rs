@@ -35,7 +35,7 @@ pub(crate) fn make(root: Root<'_>, mount: &Mount, source: Source) -> Result<(), 
             change(&made, propagation).in_child("set mount propagation", &mount.target)?;
             attach(root, &made, &mount.target)
         }
-        Source::Hierarchies(hierarchies) => make_hierarchies(root, &mount.target, &wanted, &hierarchies),
+        Source::Views(views) => make_views(root, &mount.target, &wanted, &views),
     }
 }
 
@@ -74,27 +74,18 @@ fn make_fs(fs: &FsMount, attrs: &MountAttrs, target: &str) -> Result<OwnedFd, Fa
     context.mount(flags_of(attrs)).map_err(|errno| named("mount", target, errno))
 }
 
-/// cgroup v1: a tmpfs with the container's directory of each hierarchy, and links for the names of hierarchies that have
-/// several controllers.
-fn make_hierarchies(
-    root: Root<'_>,
-    target: &str,
-    attrs: &MountAttrs,
-    hierarchies: &[(String, OwnedFd)],
-) -> Result<(), Failure> {
+/// cgroup v1: a tmpfs with one directory for each controller.
+fn make_views(root: Root<'_>, target: &str, attrs: &MountAttrs, views: &[(String, OwnedFd)]) -> Result<(), Failure> {
     let context = FsContext::open("tmpfs").in_child("open file system", "tmpfs")?;
     context.set_string("mode", "755").in_child("set tmpfs option", "mode")?;
     let flags = flags_of(attrs);
     let tmpfs = context.mount(flags.difference(MountAttrFlags::MOUNT_ATTR_RDONLY)).in_child("mount tmpfs", target)?;
     attach(root, &tmpfs, target)?;
-    for (name, tree) in hierarchies {
+    for (name, tree) in views {
         restrict(tree, flags, attrs, Propagation::Private).in_child("set mount attributes", name)?;
         rustix::fs::mkdirat(&tmpfs, &**name, Mode::from_raw_mode(0o755)).in_child("make cgroup directory", name)?;
         move_mount(tree, "", &tmpfs, &**name, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
             .in_child("attach cgroup", name)?;
-        for controller in name.split(',').filter(|part| part != name) {
-            rustix::fs::symlinkat(&**name, &tmpfs, controller).in_child("link cgroup", controller)?;
-        }
     }
     let read_only = flags.intersection(MountAttrFlags::MOUNT_ATTR_RDONLY);
     change(&tmpfs, Change { set: read_only, ..Change::default() }).in_child("make read-only", target)

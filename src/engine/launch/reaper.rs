@@ -1,41 +1,56 @@
 //! The init of a pod's shared pid namespace: it reaps what containers leave behind, and does nothing else.
 
+use std::os::fd::{AsFd, OwnedFd};
+
 use nix::sys::signal::{SigSet, Signal};
 use podwright_sys::caps;
 use podwright_sys::clone::{Child, Fork};
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
+use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::WaitOptions;
 
 use crate::failure::{Failure, Named};
 use crate::shared_mounts::SharedMounts;
 
-/// Forks the reaper. It ends with SIGKILL from outside its namespace only.
+/// Forks the reaper, and returns when it has confined itself. It ends with SIGKILL from outside its namespace only.
 pub(crate) fn spawn(mounts: &SharedMounts) -> Result<Child, Failure> {
-    let keep = mounts.descriptors();
-    let fork = Fork { new_pid_namespace: true, cgroup: None, keep: &keep };
-    fork.spawn(|| match confine(mounts) {
-        Ok(()) => reap(),
-        Err(_) => 1,
-    })
-    .in_shim("fork the pid namespace's init", "")
+    let (confined, report) = pipe_with(PipeFlags::CLOEXEC).in_shim("make pipe", "")?;
+    let [pod, host] = mounts.descriptors();
+    let fork = Fork { new_pid_namespace: true, cgroup: None, keep: &[pod, host, report.as_fd()] };
+    let child = fork
+        .spawn(|| match confine(mounts, &report) {
+            Ok(()) => reap(),
+            Err(errno) => errno.raw_os_error(),
+        })
+        .in_shim("fork the pid namespace's init", "")?;
+    // Only the reaper has it then: when it fails, the read below ends.
+    drop(report);
+    // No container may see it before. It waits for nothing, so neither does this.
+    match rustix::io::retry_on_intr(|| rustix::io::read(&confined, &mut [0])).in_shim("read from the init", "")? {
+        0 => Err(Failure::internal("confine the pid namespace's init", child.pid, Errno::PERM)),
+        _ => Ok(child),
+    }
 }
 
 /// Containers see this process as pid 1: through it they must reach no file of the host, and it must have no power.
-fn confine(mounts: &SharedMounts) -> Result<(), Errno> {
+fn confine(mounts: &SharedMounts, report: &OwnedFd) -> Result<(), Errno> {
     rustix::process::setsid()?;
     // /proc/1/root and /proc/1/cwd are the pod's /dev/shm then.
     mounts.enter()?;
-    let nothing = rustix::fs::open(".", rustix::fs::OFlags::PATH, rustix::fs::Mode::empty())?;
+    let nothing = rustix::fs::open(".", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
     rustix::stdio::dup2_stdin(&nothing)?;
     rustix::stdio::dup2_stdout(&nothing)?;
     rustix::stdio::dup2_stderr(&nothing)?;
     // Closed by its owner: the range below would close it a second time.
     drop(nothing);
-    // The descriptors of both mount namespaces among them: /proc/1/fd would give them away.
-    podwright_sys::fds::close_all_but(&[])?;
     rustix::thread::set_name(c"podwright-init")?;
     rustix::thread::set_no_new_privs(true)?;
-    caps::set(caps::Sets { effective: 0, permitted: 0, inheritable: 0 })
+    caps::set(caps::Sets { effective: 0, permitted: 0, inheritable: 0 })?;
+    // All but the report itself; the descriptors of both mount namespaces among them: /proc/1/fd would give them away.
+    podwright_sys::fds::close_all_but(&[report.as_fd()])?;
+    rustix::io::write(report, &[0])?;
+    podwright_sys::fds::close_all_but(&[])
 }
 
 fn reap() -> i32 {

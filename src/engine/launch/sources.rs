@@ -7,15 +7,12 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use podwright_plan::wire::{BindMount, CgroupPlan, ContainerPlan, Mount, mount};
+use podwright_plan::wire::{BindMount, CgroupView, ContainerPlan, Mount, mount};
 use rustix::fs::CWD;
 use rustix::mount::{OpenTreeFlags, open_tree};
 
 use crate::failure::{Failure, Named};
 use crate::pod::Pod;
-
-/// Where every host has its control groups.
-const CGROUP_ROOT: &str = "/sys/fs/cgroup";
 
 /// What one mount of a plan starts from.
 #[derive(Debug)]
@@ -24,8 +21,8 @@ pub(crate) enum Source {
     Tree(OwnedFd),
     /// A file system that is made in the container's namespaces, when its turn comes.
     Made,
-    /// The container's own directory in each v1 hierarchy, by the hierarchy's name ("cpu,cpuacct").
-    Hierarchies(Vec<(String, OwnedFd)>),
+    /// Directories to show side by side, by name.
+    Views(Vec<(String, OwnedFd)>),
 }
 
 /// Opens the sources of a plan's mounts, in their order.
@@ -41,11 +38,14 @@ fn open(pod: &Pod, plan: &ContainerPlan, mount: &Mount) -> Result<Source, Failur
             // The pod is in the host's IPC namespace.
             None => clone_tree(Path::new("/dev/shm"), "clone the host's shared memory", false).map(Source::Tree),
         },
-        Some(mount::Kind::Cgroup(_)) => match &plan.cgroup {
-            Some(group) if !group.join.is_empty() => hierarchies(group).map(Source::Hierarchies),
-            _ if plan.cgroup_namespace => Ok(Source::Made),
-            // Mounting cgroup2 from the host's cgroup namespace would reset the host's own mount options (nsdelegate).
-            _ => clone_tree(Path::new(CGROUP_ROOT), "clone cgroups", false).map(Source::Tree),
+        Some(mount::Kind::Cgroup(group)) => match &*group.views {
+            [] if plan.cgroup_namespace => Ok(Source::Made),
+            // From the host's cgroup namespace it would reset the host's own mount options (nsdelegate).
+            [] => Err(Failure::plan("mount", &mount.target, "cgroup2 without a cgroup namespace")),
+            [CgroupView { name, source }] if name.is_empty() => {
+                clone_tree(Path::new(source), "open cgroup", false).map(Source::Tree)
+            }
+            views => open_views(views).map(Source::Views),
         },
         Some(mount::Kind::Fs(_)) => Ok(Source::Made),
         None => Err(Failure::plan("mount", &mount.target, "a mount of no kind")),
@@ -62,19 +62,14 @@ fn clone_tree(path: &Path, step: &str, recursive: bool) -> Result<OwnedFd, Failu
     open_tree(CWD, path, flags).in_child(step, path.display())
 }
 
-fn hierarchies(group: &CgroupPlan) -> Result<Vec<(String, OwnedFd)>, Failure> {
-    let clone = |dir: &String| {
-        let name = hierarchy_name(Path::new(dir))
-            .ok_or_else(|| Failure::plan("mount cgroups", dir, "it is not below /sys/fs/cgroup"))?;
-        Ok((name, clone_tree(Path::new(dir), "clone cgroup", false)?))
+fn open_views(views: &[CgroupView]) -> Result<Vec<(String, OwnedFd)>, Failure> {
+    let open = |view: &CgroupView| {
+        if view.name.is_empty() || view.name == ".." || view.name.contains('/') {
+            return Err(Failure::plan("open cgroup", &view.name, "it is not a name below the target"));
+        }
+        Ok((view.name.clone(), clone_tree(Path::new(&view.source), "open cgroup", false)?))
     };
-    group.join.iter().map(clone).collect()
-}
-
-/// The directory of the hierarchy below which a cgroup is.
-fn hierarchy_name(dir: &Path) -> Option<String> {
-    let below = dir.strip_prefix(CGROUP_ROOT).ok()?;
-    Some(below.components().next()?.as_os_str().to_str()?.to_owned())
+    views.iter().map(open).collect()
 }
 
 /// Clones a mount that the calling process's namespace has, by a descriptor into it.
@@ -82,17 +77,4 @@ pub(crate) fn clone_place(place: impl AsFd, recursive: bool) -> Result<OwnedFd, 
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
     flags.set(OpenTreeFlags::AT_RECURSIVE, recursive);
     open_tree(place, "", flags)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_hierarchy_is_named_by_its_directory() {
-        let name = |dir: &str| hierarchy_name(Path::new(dir));
-        assert_eq!(name("/sys/fs/cgroup/cpu,cpuacct/kubepods/x").as_deref(), Some("cpu,cpuacct"));
-        assert_eq!(name("/sys/fs/cgroup"), None);
-        assert_eq!(name("/cgroup/memory/x"), None);
-    }
 }
