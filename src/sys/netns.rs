@@ -162,7 +162,7 @@ pub fn pin(netns: BorrowedFd<'_>, path: &Path) -> Result<(), PinError> {
         .write(true)
         .create(true)
         .truncate(false)
-        .mode(0)
+        .mode(0o000)
         .open(path)
         .map_err(|source| PinError::File { path: path.to_owned(), source })?;
     let source = PathBuf::from(format!("/proc/self/fd/{}", netns.as_raw_fd()));

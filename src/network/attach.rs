@@ -1,0 +1,356 @@
+//! The steps that attach a pod to the bridge, and those that undo them. They block; `lib.rs` bounds the wait.
+//!
+//! ```text
+//! lease on disk → veth pair, one end made inside the pod → addresses and routes inside → host ports
+//! ```
+//!
+//! Names and keys follow from the pod's id and its lease, so an undo needs nothing that a killed daemon took along.
+
+use std::fmt;
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use ipnet::IpNet;
+use podwright_base::PodId;
+use podwright_sys::netns::{self, EnterError};
+use rustix::io::Errno;
+
+use crate::bridge::{BridgeError, Ready};
+use crate::leases::{Lease, LeaseError};
+use crate::link::{self, Veth};
+use crate::netlink::{Netlink, NetlinkError};
+use crate::port::HostPort;
+use crate::progress::{Progress, Unfinished};
+use crate::sysctl::{self, SysctlError};
+use crate::{Attachment, Inner, conntrack, subnet};
+
+/// The pod's end of the veth pair.
+const INTERFACE: &str = "eth0";
+
+/// Why a pod was not attached.
+#[derive(Debug, thiserror::Error)]
+pub enum AttachError {
+    /// A CNI configuration is present.
+    #[error(
+        "CNI networks are not supported by this version: remove {} to use the built-in network", file.display()
+    )]
+    Cni {
+        /// The configuration.
+        file: PathBuf,
+    },
+    /// It cannot be told whether a CNI configuration is present.
+    #[error("look for a CNI configuration in {}", dir.display())]
+    CniDir {
+        /// The configured directory.
+        dir: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A host port names an address of a family that the pod does not have.
+    #[error("host port {port}: the pod has no IPv6 address")]
+    HostIpFamily {
+        /// The port.
+        port: HostPort,
+    },
+    /// The pod's namespace cannot be opened.
+    #[error("open the pod's network namespace {}", path.display())]
+    Netns {
+        /// The pin.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// No socket in the host's namespace.
+    #[error("talk to the host's network")]
+    Host(#[source] NetlinkError),
+    /// There is no bridge.
+    #[error("set up the pod network")]
+    Bridge(#[source] BridgeError),
+    /// There are no addresses or host ports for the pod.
+    #[error("take addresses and host ports for the pod")]
+    Lease(#[source] LeaseError),
+    /// The pod's namespace cannot be entered.
+    #[error("enter the pod's network namespace {}", path.display())]
+    Enter {
+        /// The pin.
+        path: PathBuf,
+        /// Why.
+        source: EnterError,
+    },
+    /// A setting inside the pod's namespace is not as the pod needs it.
+    #[error("prepare the kernel inside the pod's network namespace")]
+    Setting(#[source] SysctlError),
+    /// No socket in the pod's namespace.
+    #[error("talk to the pod's network")]
+    Inside(#[source] NetlinkError),
+    /// The pair cannot be made.
+    #[error("make the veth pair {name} with {INTERFACE} inside the pod")]
+    Veth {
+        /// The host's end.
+        name: String,
+        /// Why.
+        source: NetlinkError,
+    },
+    /// The pod's end is not there although it was made.
+    #[error("{INTERFACE} is missing inside the pod right after it was made")]
+    NoInterface,
+    /// The pod cannot be given its addresses and routes.
+    #[error("give {INTERFACE} the pod's addresses and routes")]
+    Addresses(#[source] NetlinkError),
+    /// The host ports cannot be opened.
+    #[error("open the pod's host ports")]
+    HostPorts(#[source] NetlinkError),
+    /// It is not known whether the pod was attached.
+    #[error("attach pod {pod} to the network")]
+    Unfinished {
+        /// The pod.
+        pod: PodId,
+        /// Why.
+        source: Unfinished,
+    },
+}
+
+/// A part of a pod's network that was not removed.
+#[derive(Debug, thiserror::Error)]
+pub enum UndoError {
+    /// No socket.
+    #[error("talk to the host's network")]
+    Socket(#[source] NetlinkError),
+    /// The host ports are still open.
+    #[error("close the pod's host ports")]
+    HostPorts(#[source] NetlinkError),
+    /// Connections to closed host ports are still known.
+    #[error("forget UDP connections to the pod's host ports")]
+    Connections(#[source] NetlinkError),
+    /// The veth pair is still there.
+    #[error("delete the veth pair {name}")]
+    Veth {
+        /// The host's end.
+        name: String,
+        /// Why.
+        source: NetlinkError,
+    },
+    /// The lease is still there.
+    #[error("give the pod's addresses back")]
+    Lease(#[source] LeaseError),
+    /// It is not known what is still there.
+    #[error("undo the pod's network")]
+    Unfinished(#[source] Unfinished),
+}
+
+/// Why a pod was not, or not wholly, detached: everything was tried.
+#[derive(Debug)]
+pub struct DetachError {
+    /// The pod.
+    pub pod: PodId,
+    /// All that failed.
+    pub failures: Vec<UndoError>,
+}
+
+impl fmt::Display for DetachError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "detach pod {} from the network", self.pod)?;
+        // Several causes: `source` has room for one, so they are told here, each with its own chain.
+        for (separator, failure) in std::iter::once(": ").chain(std::iter::repeat("; ")).zip(&self.failures) {
+            write!(f, "{separator}{failure}")?;
+            let mut cause = std::error::Error::source(failure);
+            while let Some(error) = cause {
+                write!(f, ": {error}")?;
+                cause = error.source();
+            }
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for DetachError {}
+
+/// The host's end of a pod's veth pair.
+pub(crate) fn veth_name(pod: &PodId) -> String {
+    format!("pv{}", pod.short())
+}
+
+/// A pod on its way to the bridge.
+pub(crate) struct Attach<'a> {
+    pub(crate) inner: &'a Inner,
+    pub(crate) pod: &'a PodId,
+    pub(crate) netns: &'a Path,
+    pub(crate) ports: &'a [HostPort],
+    pub(crate) progress: &'a Progress,
+}
+
+impl Attach<'_> {
+    /// Attaches the pod, or undoes what it began.
+    pub(crate) fn run(&self) -> Result<Attachment, AttachError> {
+        let result = self.steps();
+        if result.is_err() || self.progress.is_abandoned() {
+            for error in detach(self.inner, self.pod, self.progress) {
+                let error = DetachError { pod: self.pod.clone(), failures: vec![error] };
+                tracing::warn!(pod.id = %self.pod, %error, "a failed attachment is not wholly undone");
+            }
+        }
+        result
+    }
+
+    fn steps(&self) -> Result<Attachment, AttachError> {
+        let inner = self.inner;
+        self.progress.enter("open the pod's network namespace");
+        let netns =
+            netns::open(self.netns).map_err(|source| AttachError::Netns { path: self.netns.to_owned(), source })?;
+        let mut host = Netlink::route().map_err(AttachError::Host)?;
+        let ready = inner
+            .bridge
+            .ensure(&mut host, &inner.leases, &inner.ruleset, &inner.pins, self.progress)
+            .map_err(AttachError::Bridge)?;
+
+        self.progress.enter("take addresses");
+        self.close_other_ports()?;
+        let lease = inner.leases.take(self.pod, self.ports).map_err(AttachError::Lease)?;
+        let (mut inside, pod_has_ipv6) = self.enter(&netns)?;
+        let ipv6 = ready.subnets.ipv6.and(lease.ipv6).filter(|_| pod_has_ipv6);
+        let lease = Lease { ipv6, ..lease };
+        if let Some(port) = self.ports.iter().find(|port| ipv6.is_none() && port.host_ip.is_some_and(|ip| ip.is_ipv6()))
+        {
+            return Err(AttachError::HostIpFamily { port: *port });
+        }
+
+        self.make_veth(&mut host, &mut inside, &netns, &ready, &lease)?;
+        self.progress.enter("give the pod its addresses");
+        configure(&mut inside, &ready, &lease)?;
+        self.open_ports(&lease)?;
+        Ok(Attachment {
+            ips: std::iter::once(lease.ipv4.into()).chain(lease.ipv6.map(IpAddr::V6)).collect(),
+            mac: subnet::mac_text(subnet::mac(lease.ipv4)),
+            interface: INTERFACE.to_owned(),
+        })
+    }
+
+    /// Closes host ports of an earlier attempt that are not asked for any more.
+    fn close_other_ports(&self) -> Result<(), AttachError> {
+        match self.inner.leases.get(self.pod) {
+            Some(lease) if lease.ports != self.ports => {
+                let mut netfilter = Netlink::netfilter().map_err(AttachError::HostPorts)?;
+                self.inner.ruleset.remove(&mut netfilter, &lease).map_err(AttachError::HostPorts)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Opens a socket inside the pod; tells whether the pod has IPv6.
+    fn enter(&self, netns: &OwnedFd) -> Result<(Netlink, bool), AttachError> {
+        self.progress.enter("enter the pod's network namespace");
+        netns::within(netns.as_fd(), || {
+            let has_ipv6 = sysctl::has_ipv6().map_err(AttachError::Setting)?;
+            if has_ipv6 {
+                // The bridge sends the pod's own packets back to it, so detection would find every address taken.
+                sysctl::set("ipv6/conf/default/accept_dad", "0").map_err(AttachError::Setting)?;
+            }
+            Ok((Netlink::route().map_err(AttachError::Inside)?, has_ipv6))
+        })
+        .map_err(|source| AttachError::Enter { path: self.netns.to_owned(), source })?
+    }
+
+    fn make_veth(
+        &self,
+        host: &mut Netlink,
+        inside: &mut Netlink,
+        netns: &OwnedFd,
+        ready: &Ready,
+        lease: &Lease,
+    ) -> Result<(), AttachError> {
+        self.progress.enter("make the veth pair");
+        let name = veth_name(self.pod);
+        let alias = self.inner.alias(self.pod);
+        let messages = || {
+            link::new_veth(&Veth {
+                name: &name,
+                alias: &alias,
+                bridge: ready.index,
+                mtu: ready.mtu,
+                peer_name: INTERFACE,
+                peer_mac: subnet::mac(lease.ipv4),
+                peer_netns: netns.as_raw_fd().cast_unsigned(),
+                ipv6: ready.subnets.ipv6.is_some(),
+            })
+        };
+        let failed = |source| AttachError::Veth { name: name.clone(), source };
+        match host.request(messages()) {
+            Err(error) if error.refusal() == Some(Errno::EXIST) => {
+                // An earlier attempt's. Kept if it leads into this namespace: the pod may be using it.
+                let outside = link::by_name(host, &name).map_err(failed)?;
+                let end = link::by_name(inside, INTERFACE).map_err(failed)?;
+                match (outside, end) {
+                    (Some(outside), Some(end)) if end.kind == "veth" && end.peer == Some(outside.index) => Ok(()),
+                    // Not ours: something else made an eth0 inside.
+                    (None, _) => Err(failed(error)),
+                    (Some(_), _) => {
+                        link::delete(host, &name).map_err(failed)?;
+                        host.request(messages()).map_err(failed)
+                    }
+                }
+            }
+            result => result.map_err(failed),
+        }
+    }
+
+    fn open_ports(&self, lease: &Lease) -> Result<(), AttachError> {
+        if self.ports.is_empty() {
+            return Ok(());
+        }
+        self.progress.enter("open the host ports");
+        let mut netfilter = Netlink::netfilter().map_err(AttachError::HostPorts)?;
+        self.inner.ruleset.add(&mut netfilter, self.pod, lease).map_err(AttachError::HostPorts)?;
+        conntrack::forget(&mut netfilter, self.ports).map_err(AttachError::HostPorts)
+    }
+}
+
+/// Sets the pod's end up and gives it its addresses and default routes.
+fn configure(inside: &mut Netlink, ready: &Ready, lease: &Lease) -> Result<(), AttachError> {
+    let end = link::by_name(inside, INTERFACE).map_err(AttachError::Addresses)?.ok_or(AttachError::NoInterface)?;
+    let subnets = &ready.subnets;
+    let mut pairs =
+        vec![(IpNet::new_assert(lease.ipv4.into(), subnets.ipv4.prefix_len()), IpAddr::V4(subnets.gateway_ipv4()))];
+    if let (Some(address), Some(net), Some(gateway)) = (lease.ipv6, subnets.ipv6, subnets.gateway_ipv6()) {
+        pairs.push((IpNet::new_assert(address.into(), net.prefix_len()), gateway.into()));
+    }
+    let addresses = pairs.iter().map(|(address, _)| link::new_address(end.index, *address));
+    // Last: a gateway must be on a network of a device that is up.
+    let routes = pairs.iter().map(|(_, gateway)| link::new_default_route(end.index, *gateway));
+    let messages = std::iter::once(link::up(end.index)).chain(addresses).chain(routes).collect();
+    inside.request(messages).map_err(AttachError::Addresses)
+}
+
+/// Undoes all of a pod's network; returns what failed.
+pub(crate) fn detach(inner: &Inner, pod: &PodId, progress: &Progress) -> Vec<UndoError> {
+    let mut failures = Vec::new();
+    progress.enter("delete the veth pair");
+    failures.extend(delete_veth(&veth_name(pod)).err());
+    progress.enter("close the host ports");
+    // Rules that are made anew meanwhile must not have the ports of a lease that is on its way out.
+    let _rules = inner.ruleset.hold();
+    if let Some(lease) = inner.leases.get(pod).filter(|lease| !lease.ports.is_empty()) {
+        failures.extend(close_ports(inner, &lease).err());
+    }
+    if failures.is_empty() {
+        // Not before: the next pod with these addresses or ports would meet what is left of this one.
+        progress.enter("give the addresses back");
+        failures.extend(inner.leases.give_back(pod).map_err(UndoError::Lease).err());
+    }
+    failures
+}
+
+fn close_ports(inner: &Inner, lease: &Lease) -> Result<(), UndoError> {
+    let mut netfilter = Netlink::netfilter().map_err(UndoError::Socket)?;
+    inner.ruleset.remove(&mut netfilter, lease).map_err(UndoError::HostPorts)?;
+    conntrack::forget(&mut netfilter, &lease.ports).map_err(UndoError::Connections)
+}
+
+fn delete_veth(name: &str) -> Result<(), UndoError> {
+    let mut host = Netlink::route().map_err(UndoError::Socket)?;
+    match link::delete(&mut host, name) {
+        Ok(_) => Ok(()),
+        Err(source) => Err(UndoError::Veth { name: name.to_owned(), source }),
+    }
+}
