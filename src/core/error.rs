@@ -104,6 +104,14 @@ pub enum Error {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// Some of what an object held could not be given back; the rest was.
+    #[error("{what}: {} of the clean-up failed: {}", count(.failures), list(.failures))]
+    CleanUp {
+        /// Whose.
+        what: String,
+        /// Each failed step.
+        failures: Vec<Error>,
+    },
     /// The outcome of the operation this call has joined.
     #[error(transparent)]
     Joined(std::sync::Arc<Error>),
@@ -134,10 +142,7 @@ pub enum Class {
 
 impl Error {
     /// Wraps a failed step; `step` names what was tried and on what.
-    pub fn step(
-        step: impl Into<String>,
-        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
-    ) -> Self {
+    pub fn step(step: impl Into<String>, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         Self::Step { step: step.into(), source: source.into() }
     }
 
@@ -157,10 +162,51 @@ impl Error {
             Self::ShuttingDown => Class::Unavailable,
             Self::Unsupported { .. } => Class::Unimplemented,
             Self::Step { source, .. } if is_out_of_space(source.as_ref()) => Class::ResourceExhausted,
-            Self::Step { .. } => Class::Internal,
+            Self::Step { .. } | Self::CleanUp { .. } => Class::Internal,
             Self::Joined(error) => error.class(),
         }
     }
+}
+
+/// Collects what went wrong in a clean-up that goes on regardless.
+#[derive(Debug, Default)]
+pub(crate) struct Failures(Vec<Error>);
+
+impl Failures {
+    /// Notes a step's failure, if it failed.
+    pub(crate) fn note<E>(&mut self, step: impl Into<String>, result: Result<(), E>)
+    where
+        E: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        if let Err(source) = result {
+            self.0.push(Error::step(step, source));
+        }
+    }
+
+    /// Makes one error of all failures, if there were any.
+    pub(crate) fn into_result(self, what: impl Into<String>) -> Result<(), Error> {
+        if self.0.is_empty() { Ok(()) } else { Err(Error::CleanUp { what: what.into(), failures: self.0 }) }
+    }
+}
+
+fn count(failures: &[Error]) -> String {
+    if failures.len() == 1 { "a step".to_owned() } else { format!("{} steps", failures.len()) }
+}
+
+fn list(failures: &[Error]) -> String {
+    failures.iter().map(|failure| chain(failure)).collect::<Vec<_>>().join("; ")
+}
+
+/// Writes an error and its causes in one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
 }
 
 /// Looks through a chain of causes for a full disk or quota.

@@ -1,0 +1,102 @@
+//! A container as its pod's driver holds it.
+
+use std::sync::Arc;
+
+use podwright_base::Layout;
+use podwright_images::Lease;
+use podwright_store::WriteError;
+use tokio::sync::watch;
+
+use super::state::{self, Event, Step};
+use super::stop::Stopping;
+use crate::pod::handle::{Command, Reply};
+use crate::record::{ContainerRecord, PodRecord};
+use crate::view::{ContainerState, ContainerView};
+
+/// A container, what is under way with it, and what keeps its image's layers.
+pub(crate) struct Container {
+    /// What is kept on disk.
+    pub(crate) record: ContainerRecord,
+    /// What the outside sees.
+    pub(crate) view: Arc<ContainerView>,
+    /// A start under way.
+    pub(crate) starting: Option<Starting>,
+    /// A stop under way.
+    pub(crate) stopping: Option<Stopping>,
+    /// A removal under way: who waits for it.
+    pub(crate) removing: Option<Vec<Reply<()>>>,
+    exited: watch::Sender<bool>,
+    _lease: Lease,
+}
+
+/// A start under way.
+#[derive(Default)]
+pub(crate) struct Starting {
+    /// Who waits for it.
+    pub(crate) replies: Vec<Reply<()>>,
+    /// What was asked meanwhile and makes sense only afterwards.
+    pub(crate) deferred: Vec<Command>,
+}
+
+impl Container {
+    /// Makes the entry of a created or recovered container.
+    pub(crate) fn new(layout: &Layout, pod: &PodRecord, record: ContainerRecord, lease: Lease) -> Self {
+        let exited = watch::Sender::new(matches!(record.state, ContainerState::Exited(_)));
+        let view = Arc::new(view(layout, pod, &record));
+        Self { record, view, starting: None, stopping: None, removing: None, exited, _lease: lease }
+    }
+
+    /// Becomes true when the container has exited.
+    pub(crate) fn exited(&self) -> watch::Receiver<bool> {
+        self.exited.subscribe()
+    }
+
+    /// Returns the process id while it runs.
+    pub(crate) fn pid(&self) -> Option<u32> {
+        match self.record.state {
+            ContainerState::Running { pid, .. } => Some(pid),
+            _ => None,
+        }
+    }
+
+    /// Applies an event; tells whether it changed anything.
+    pub(crate) fn apply(&mut self, layout: &Layout, pod: &PodRecord, event: Event) -> bool {
+        let Step::Next(next) = state::on(&self.record.state, event) else { return false };
+        self.record.state = next;
+        self.view = Arc::new(view(layout, pod, &self.record));
+        if matches!(self.record.state, ContainerState::Exited(_)) {
+            self.stopping = None;
+            self.exited.send_replace(true);
+        }
+        true
+    }
+
+    /// Writes the record.
+    ///
+    /// # Errors
+    /// When the file system refuses; the old record is still there.
+    pub(crate) fn persist(&self, layout: &Layout, pod: &PodRecord) -> Result<(), WriteError> {
+        podwright_store::write(&layout.container_record(&pod.id, &self.record.id), &self.record)
+    }
+}
+
+fn view(layout: &Layout, pod: &PodRecord, record: &ContainerRecord) -> ContainerView {
+    ContainerView {
+        id: record.id.clone(),
+        pod: pod.id.clone(),
+        config: Arc::clone(&record.config),
+        image_id: record.image_id.clone(),
+        image_ref: record.image_ref.clone(),
+        created_at: record.created_at,
+        state: record.state.clone(),
+        log_path: log_path(pod, record),
+        user: record.user.clone(),
+        stop_signal: record.stop_signal,
+        bundle_config: layout.container_config(&pod.id, &record.id),
+    }
+}
+
+/// Returns where the container's log is, `None` when it has none.
+fn log_path(pod: &PodRecord, record: &ContainerRecord) -> Option<std::path::PathBuf> {
+    crate::container::create::log_path(&pod.config, &record.config)
+}

@@ -1,0 +1,28 @@
+//! What all pods of this daemon share.
+
+use std::path::PathBuf;
+
+use podwright_base::Layout;
+use podwright_compile::HostFacts;
+use podwright_images::Images;
+use podwright_network::Network;
+
+use crate::registry::Registry;
+
+/// The node a daemon serves.
+pub(crate) struct Node {
+    /// Where files are.
+    pub(crate) layout: Layout,
+    /// What this host has.
+    pub(crate) facts: HostFacts,
+    /// Images and their layers.
+    pub(crate) images: Images,
+    /// Pod networks.
+    pub(crate) network: Network,
+    /// All pods.
+    pub(crate) registry: Registry,
+    /// What containers are made with on this host.
+    pub(crate) host: podwright_spec::HostTraits,
+    /// The shim's binary.
+    pub(crate) shim: PathBuf,
+}

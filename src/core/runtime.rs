@@ -1,0 +1,243 @@
+//! The public face: what the CRI can ask of pods and containers.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use podwright_base::{Config, ContainerId, Layout, PodId};
+use podwright_compile::{CgroupPath, InvalidCgroupPath};
+use podwright_images::Images;
+use podwright_network::Network;
+use podwright_spec::{ContainerConfig, PodConfig};
+use serde_json::{Value, json};
+
+use crate::clock;
+use crate::error::Error;
+use crate::exec::ExecOutput;
+use crate::host;
+use crate::node::Node;
+use crate::pod::driver::Driver;
+use crate::pod::handle::{Command, Creation, PodHandle};
+use crate::pod::state::Phase;
+use crate::record::PodRecord;
+use crate::recover;
+use crate::registry::{Registry, Reserved};
+use crate::view::{ContainerView, PodView};
+
+/// The node's pods and containers. Clones are the same node.
+#[derive(Clone)]
+pub struct Runtime {
+    node: Arc<Node>,
+}
+
+impl Runtime {
+    /// Takes over what an earlier daemon left: running pods are found again, half-made ones undone, and what belongs to
+    /// nobody is removed.
+    ///
+    /// # Errors
+    /// When this host lacks what every pod needs, or the directories cannot be used. A pod that cannot be recovered is
+    /// no error: it is reported as lost.
+    pub async fn start(config: &Config, layout: Layout, images: Images, network: Network) -> Result<Self, Error> {
+        let facts = host::facts()?;
+        let traits = host::traits(&facts)?;
+        let shim = host::shim_binary(config.shim.path.as_deref())?;
+        let registry = Registry::default();
+        let node = Arc::new(Node { layout, facts, images, network, registry, host: traits, shim });
+        recover::recover(&node).await?;
+        Ok(Self { node })
+    }
+
+    /// Creates a sandbox, joins the creation of the same one, or finds it created (CRI `RunPodSandbox`).
+    ///
+    /// # Errors
+    /// The step that failed, with everything undone; [`Error::NameInUse`] when another sandbox has the name.
+    pub async fn run_pod(&self, config: PodConfig) -> Result<PodId, Error> {
+        let id = PodId::random();
+        let config = Arc::new(config);
+        let record = self.new_record(id.clone(), Arc::clone(&config))?;
+        let (handle, ends) =
+            PodHandle::new(id.clone(), Arc::clone(&config), Creation::Underway("reserved", Instant::now()));
+        match self.node.registry.reserve(&handle) {
+            Reserved::New => {
+                tokio::spawn(Driver::new(Arc::clone(&self.node), record, ends).create());
+                handle.created().await?;
+                Ok(id)
+            }
+            Reserved::Taken(owner) => {
+                let same = owner.config == config;
+                if same {
+                    owner.created().await?;
+                }
+                if same && owner.view().is_some_and(|view| view.ready) {
+                    return Ok(owner.id);
+                }
+                let name = format!("{}/{}", config.metadata.namespace, config.metadata.name);
+                Err(Error::NameInUse { what: "pod sandbox", name, id: owner.id.to_string() })
+            }
+        }
+    }
+
+    fn new_record(&self, id: PodId, config: Arc<PodConfig>) -> Result<PodRecord, Error> {
+        let parent = match config.linux.cgroup_parent.as_str() {
+            "" => format!("{}/pod{id}", self.node.layout.default_cgroup_parent()),
+            parent => parent.to_owned(),
+        };
+        let cgroup: CgroupPath = format!("{parent}/{id}")
+            .parse()
+            .map_err(|error: InvalidCgroupPath| Error::invalid("config.linux.cgroup_parent", error.to_string()))?;
+        Ok(PodRecord {
+            cgroup: cgroup.as_str().to_owned(),
+            id,
+            config,
+            created_at: clock::now(),
+            phase: Phase::Creating,
+            reaper_pid: 0,
+            ips: Vec::new(),
+        })
+    }
+
+    /// Stops a sandbox and all that runs in it; a missing or stopped one is fine (CRI `StopPodSandbox`).
+    ///
+    /// # Errors
+    /// What could not be given back; a further call tries again.
+    pub async fn stop_pod(&self, id: &str) -> Result<(), Error> {
+        idempotent(async { self.node.registry.pod(id)?.ask(|reply| Command::StopPod { reply }).await }.await)
+    }
+
+    /// Stops and removes a sandbox with its containers; a missing one is fine (CRI `RemovePodSandbox`).
+    ///
+    /// # Errors
+    /// What could not be given back; a further call tries again.
+    pub async fn remove_pod(&self, id: &str) -> Result<(), Error> {
+        idempotent(async { self.node.registry.pod(id)?.ask(|reply| Command::RemovePod { reply }).await }.await)
+    }
+
+    /// Returns a sandbox, by its id or a unique prefix of it.
+    ///
+    /// # Errors
+    /// [`Error::PodNotFound`]; one that is being created does not exist yet.
+    pub fn pod(&self, id: &str) -> Result<Arc<PodView>, Error> {
+        self.node.registry.pod(id)?.view().ok_or_else(|| Error::PodNotFound { id: id.to_owned() })
+    }
+
+    /// Returns all sandboxes.
+    pub fn pods(&self) -> Vec<Arc<PodView>> {
+        self.node.registry.pods().iter().filter_map(PodHandle::view).collect()
+    }
+
+    /// Creates a container in a sandbox, or finds the one that has the same name and configuration (CRI
+    /// `CreateContainer`).
+    ///
+    /// # Errors
+    /// The field that cannot be accepted, or the step that failed. Nothing is left then.
+    pub async fn create_container(&self, pod: &str, config: ContainerConfig) -> Result<ContainerId, Error> {
+        let config = Box::new(config);
+        self.node.registry.pod(pod)?.ask(|reply| Command::Create { config, reply }).await
+    }
+
+    /// Starts a container; one that runs already is fine (CRI `StartContainer`).
+    ///
+    /// # Errors
+    /// The step that failed; the container has exited with code 128 then.
+    pub async fn start_container(&self, id: &str) -> Result<(), Error> {
+        let (id, pod) = self.node.registry.container(id)?;
+        pod.ask(|reply| Command::Start { id, reply }).await
+    }
+
+    /// Stops a container: its stop signal, and SIGKILL after `timeout`. One that is missing or does not run is fine
+    /// (CRI `StopContainer`).
+    ///
+    /// # Errors
+    /// [`Error::Stalled`] when it outlives SIGKILL.
+    pub async fn stop_container(&self, id: &str, timeout: Duration) -> Result<(), Error> {
+        idempotent(
+            async {
+                let (id, pod) = self.node.registry.container(id)?;
+                pod.ask(|reply| Command::Stop { id, timeout, reply }).await
+            }
+            .await,
+        )
+    }
+
+    /// Removes a container, running or not; a missing one is fine (CRI `RemoveContainer`).
+    ///
+    /// # Errors
+    /// What could not be removed; a further call tries again.
+    pub async fn remove_container(&self, id: &str) -> Result<(), Error> {
+        idempotent(
+            async {
+                let (id, pod) = self.node.registry.container(id)?;
+                pod.ask(|reply| Command::Remove { id, reply }).await
+            }
+            .await,
+        )
+    }
+
+    /// Returns a container, by its id or a unique prefix of it.
+    ///
+    /// # Errors
+    /// [`Error::ContainerNotFound`].
+    pub fn container(&self, id: &str) -> Result<Arc<ContainerView>, Error> {
+        let (found, pod) = self.node.registry.container(id)?;
+        pod.view()
+            .and_then(|view| view.containers.iter().find(|container| container.id == found).cloned())
+            .ok_or_else(|| Error::ContainerNotFound { id: id.to_owned() })
+    }
+
+    /// Returns all containers.
+    pub fn containers(&self) -> Vec<Arc<ContainerView>> {
+        self.pods().iter().flat_map(|pod| pod.containers.clone()).collect()
+    }
+
+    /// Opens a container's log file anew: the file exists on return (CRI `ReopenContainerLog`).
+    ///
+    /// # Errors
+    /// [`Error::WrongState`] when it does not run; no file is made then.
+    pub async fn reopen_log(&self, id: &str) -> Result<(), Error> {
+        let (id, pod) = self.node.registry.container(id)?;
+        pod.ask(|reply| Command::ReopenLog { id, reply }).await
+    }
+
+    /// Runs a command in a container to its end (CRI `ExecSync`). Without a limit it may take for ever.
+    ///
+    /// # Errors
+    /// [`Error::ExecTimeout`] when it did not end in time: all its processes are gone.
+    pub async fn exec_sync(
+        &self,
+        id: &str,
+        command: Vec<String>,
+        timeout: Option<Duration>,
+    ) -> Result<ExecOutput, Error> {
+        let (id, pod) = self.node.registry.container(id)?;
+        pod.ask(|reply| Command::Exec { id, command, timeout, reply }).await
+    }
+
+    /// Says whether pods can have a network.
+    pub fn network_status(&self) -> podwright_network::Status {
+        self.node.network.status()
+    }
+
+    /// Where containers' writable layers are.
+    pub fn containers_directory(&self) -> PathBuf {
+        self.node.layout.pods()
+    }
+
+    /// Tells about this node, for people (CRI `Status` with `verbose`).
+    pub fn info(&self) -> Value {
+        let path = |path: &Path| path.display().to_string();
+        json!({
+            "root": path(self.node.layout.root()),
+            "state": path(self.node.layout.state()),
+            "shim": path(&self.node.shim),
+            "pods": self.node.registry.pods().len(),
+        })
+    }
+}
+
+/// What is gone already need not be stopped or removed.
+fn idempotent(result: Result<(), Error>) -> Result<(), Error> {
+    match result {
+        Err(Error::PodNotFound { .. } | Error::ContainerNotFound { .. }) => Ok(()),
+        other => other,
+    }
+}

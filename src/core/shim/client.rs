@@ -1,0 +1,290 @@
+//! Requests to a shim, their replies, and the events it sends unasked.
+//!
+//! One task owns the connection. A caller that goes away does not disturb it: its reply is dropped when it comes.
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use podwright_base::PodId;
+use podwright_plan::wire::{
+    self, Event, Failure, Frame, Hello, Inspected, Request, frame::Kind, reply::Result as Answer, request::Op,
+};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
+use tracing::{debug, warn};
+
+use super::wire::{Wire, WireError};
+
+/// For everything that a healthy shim does at once.
+const QUICK: Duration = Duration::from_secs(10);
+/// For the launch of a process: mounts of a user's volumes may be slow.
+const LAUNCH: Duration = Duration::from_secs(60);
+const QUEUE: usize = 64;
+
+/// Why the shim did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ShimError {
+    /// There is no shim at the socket.
+    #[error("connect to the shim at {}", path.display())]
+    Connect {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The connection ended: the shim died, or dropped it.
+    #[error("the shim is gone")]
+    Gone,
+    /// No answer in time.
+    #[error("the shim has not answered {op:?} for {}s", after.as_secs())]
+    Silent {
+        /// The request.
+        op: &'static str,
+        /// For how long.
+        after: Duration,
+    },
+    /// The shim tried and failed.
+    #[error("{}", describe(.0))]
+    Failed(Failure),
+    /// The shim answered what the request cannot be answered with.
+    #[error("the shim answered {op:?} with something else")]
+    Confused {
+        /// The request.
+        op: &'static str,
+    },
+}
+
+impl ShimError {
+    /// Returns what kind of failure the shim reported, if it did.
+    pub(crate) fn cause(&self) -> Option<wire::Cause> {
+        match self {
+            Self::Failed(failure) => Some(failure.cause()),
+            _ => None,
+        }
+    }
+}
+
+/// Puts a failure into words: the step, its subject, the system's error.
+fn describe(failure: &Failure) -> String {
+    let mut text = failure.step.clone();
+    if !failure.subject.is_empty() {
+        text.push_str(&format!(" {:?}", failure.subject));
+    }
+    if failure.errno != 0 {
+        text.push_str(&format!(": {}", std::io::Error::from_raw_os_error(failure.errno)));
+    }
+    if !failure.detail.is_empty() {
+        text.push_str(&format!(": {}", failure.detail));
+    }
+    text
+}
+
+/// A connection that has said hello and subscribed.
+pub(crate) struct Subscription {
+    /// For requests.
+    pub(crate) client: ShimClient,
+    /// What the shim sends unasked; closed when the shim is gone.
+    pub(crate) events: mpsc::Receiver<Event>,
+    /// What the shim knew when the events began.
+    pub(crate) inspected: Inspected,
+}
+
+/// Asks one shim. Clones share the connection.
+#[derive(Debug, Clone)]
+pub(crate) struct ShimClient {
+    requests: mpsc::Sender<Outgoing>,
+    pid: Option<u32>,
+}
+
+#[derive(Debug)]
+struct Outgoing {
+    op: Op,
+    descriptors: Vec<OwnedFd>,
+    reply: oneshot::Sender<Incoming>,
+}
+
+#[derive(Debug)]
+struct Incoming {
+    answer: Answer,
+    descriptor: Option<OwnedFd>,
+}
+
+impl ShimClient {
+    /// Connects, compares protocol versions and subscribes to events.
+    ///
+    /// # Errors
+    /// When there is no shim, it belongs to another pod, or speaks another major version.
+    pub(crate) async fn connect(socket: &Path, pod: &PodId) -> Result<Subscription, ShimError> {
+        let connect = Wire::connect(socket);
+        let wire = timeout(QUICK, connect)
+            .await
+            .map_err(|_| ShimError::Silent { op: "connect", after: QUICK })?
+            .map_err(|source| ShimError::Connect { path: socket.to_owned(), source })?;
+        let (requests, outgoing) = mpsc::channel(QUEUE);
+        let (events_in, events) = mpsc::channel(QUEUE);
+        let client = Self { requests, pid: wire.peer_pid() };
+        tokio::spawn(run(wire, outgoing, events_in, pod.clone()));
+        let hello =
+            Hello { major: podwright_plan::MAJOR, minor: podwright_plan::MINOR, pod_id: pod.as_str().to_owned() };
+        client.ask("hello", Op::Hello(hello), Vec::new(), QUICK).await?;
+        match client.ask("subscribe", Op::Subscribe(wire::Subscribe {}), Vec::new(), QUICK).await?.answer {
+            Answer::Inspected(inspected) => Ok(Subscription { client, events, inspected }),
+            _ => Err(ShimError::Confused { op: "subscribe" }),
+        }
+    }
+
+    /// Returns the shim's process id.
+    pub(crate) fn pid(&self) -> Option<u32> {
+        self.pid
+    }
+
+    /// Makes the pod's namespaces. The descriptor is its network namespace.
+    ///
+    /// # Errors
+    /// The step that failed.
+    pub(crate) async fn set_up_pod(&self, plan: wire::PodPlan) -> Result<(wire::PodReady, Option<OwnedFd>), ShimError> {
+        let incoming = self.ask("set up pod", Op::SetupPod(plan), Vec::new(), LAUNCH).await?;
+        match incoming.answer {
+            Answer::PodReady(ready) => Ok((ready, incoming.descriptor)),
+            _ => Err(ShimError::Confused { op: "set up pod" }),
+        }
+    }
+
+    /// Starts a container, or joins its start under way.
+    ///
+    /// # Errors
+    /// The step that failed.
+    pub(crate) async fn start(&self, plan: wire::ContainerPlan) -> Result<wire::Started, ShimError> {
+        match self.ask("start", Op::Start(plan), Vec::new(), LAUNCH).await?.answer {
+            Answer::Started(started) => Ok(started),
+            _ => Err(ShimError::Confused { op: "start" }),
+        }
+    }
+
+    /// Runs a command in a container; its standard streams are the given descriptors.
+    ///
+    /// # Errors
+    /// The step that failed.
+    pub(crate) async fn exec(&self, plan: wire::ExecPlan, stdio: Vec<OwnedFd>) -> Result<wire::Execed, ShimError> {
+        match self.ask("exec", Op::Exec(plan), stdio, LAUNCH).await?.answer {
+            Answer::Execed(execed) => Ok(execed),
+            _ => Err(ShimError::Confused { op: "exec" }),
+        }
+    }
+
+    /// Sends a signal to a container's init, or SIGKILL to all of its processes.
+    ///
+    /// # Errors
+    /// `CAUSE_NOT_FOUND` or `CAUSE_INVALID_STATE` when it does not run.
+    pub(crate) async fn signal(&self, container: &str, signal: i32, all: bool) -> Result<(), ShimError> {
+        let signal = u32::try_from(signal).unwrap_or_default();
+        let op = wire::Signal { container_id: container.to_owned(), exec_id: String::new(), signal, all };
+        self.done("signal", Op::Signal(op)).await
+    }
+
+    /// Has a container's log file opened anew.
+    ///
+    /// # Errors
+    /// When it does not run or the file cannot be opened.
+    pub(crate) async fn reopen_log(&self, container: &str) -> Result<(), ShimError> {
+        self.done("reopen log", Op::ReopenLog(wire::ReopenLog { container_id: container.to_owned() })).await
+    }
+
+    /// Drops what the shim keeps of an exited container, or of one of its execs.
+    ///
+    /// # Errors
+    /// When the shim is gone.
+    pub(crate) async fn forget(&self, container: &str, exec: &str) -> Result<(), ShimError> {
+        let op = wire::Forget { container_id: container.to_owned(), exec_id: exec.to_owned() };
+        self.done("forget", Op::Forget(op)).await
+    }
+
+    /// Ends the shim and everything in the pod.
+    ///
+    /// # Errors
+    /// When it does not answer. One that is gone already is none.
+    pub(crate) async fn shut_down(&self) -> Result<(), ShimError> {
+        match self.done("shut down", Op::Shutdown(wire::Shutdown {})).await {
+            Err(ShimError::Gone) => Ok(()),
+            other => other,
+        }
+    }
+
+    async fn done(&self, op: &'static str, request: Op) -> Result<(), ShimError> {
+        match self.ask(op, request, Vec::new(), QUICK).await?.answer {
+            Answer::Done(_) => Ok(()),
+            _ => Err(ShimError::Confused { op }),
+        }
+    }
+
+    async fn ask(
+        &self,
+        op: &'static str,
+        request: Op,
+        descriptors: Vec<OwnedFd>,
+        limit: Duration,
+    ) -> Result<Incoming, ShimError> {
+        let (reply, answer) = oneshot::channel();
+        let exchange = async {
+            let outgoing = Outgoing { op: request, descriptors, reply };
+            self.requests.send(outgoing).await.map_err(|_| ShimError::Gone)?;
+            answer.await.map_err(|_| ShimError::Gone)
+        };
+        let incoming = timeout(limit, exchange).await.map_err(|_| ShimError::Silent { op, after: limit })??;
+        match incoming.answer {
+            Answer::Failure(failure) => Err(ShimError::Failed(failure)),
+            answer => Ok(Incoming { answer, descriptor: incoming.descriptor }),
+        }
+    }
+}
+
+/// Owns the connection until either side ends it.
+async fn run(wire: Wire, outgoing: mpsc::Receiver<Outgoing>, events: mpsc::Sender<Event>, pod: PodId) {
+    match exchange(wire, outgoing, events).await {
+        Ok(()) => debug!(pod.id = %pod, "the shim's connection ended"),
+        Err(error) => warn!(pod.id = %pod, error = %error, "the shim's connection failed"),
+    }
+}
+
+async fn exchange(
+    mut wire: Wire,
+    mut outgoing: mpsc::Receiver<Outgoing>,
+    events: mpsc::Sender<Event>,
+) -> Result<(), WireError> {
+    let mut pending: HashMap<u64, oneshot::Sender<Incoming>> = HashMap::new();
+    let mut next_id = 0;
+    loop {
+        tokio::select! {
+            request = outgoing.recv() => {
+                let Some(Outgoing { op, descriptors, reply }) = request else { return Ok(()) };
+                next_id += 1;
+                pending.insert(next_id, reply);
+                let frame = Frame { kind: Some(Kind::Request(Request { id: next_id, op: Some(op) })) };
+                wire.send(&frame, &descriptors).await?;
+            }
+            frame = wire.receive() => {
+                let Some(frame) = frame? else { return Ok(()) };
+                match frame.kind {
+                    Some(Kind::Reply(reply)) => deliver(&mut wire, &mut pending, reply),
+                    // A full queue holds the shim's events back, never its containers.
+                    Some(Kind::Event(event)) => drop(events.send(event).await),
+                    _ => debug!("the shim sent a frame of a kind this daemon does not know"),
+                }
+            }
+        }
+    }
+}
+
+fn deliver(wire: &mut Wire, pending: &mut HashMap<u64, oneshot::Sender<Incoming>>, reply: wire::Reply) {
+    // Only one answer brings a descriptor along.
+    let descriptor = match &reply.result {
+        Some(Answer::PodReady(_)) => wire.take_descriptor(),
+        _ => None,
+    };
+    if let (Some(waiting), Some(answer)) = (pending.remove(&reply.id), reply.result) {
+        // A caller that stopped waiting has dropped its receiver; the answer is in Inspect, should anyone ask.
+        drop(waiting.send(Incoming { answer, descriptor }));
+    }
+}
