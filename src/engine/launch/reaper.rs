@@ -19,22 +19,33 @@ pub(crate) fn spawn(mounts: &SharedMounts) -> Result<Child, Failure> {
     let [pod, host] = mounts.descriptors();
     let fork = Fork { new_pid_namespace: true, cgroup: None, keep: &[pod, host, report.as_fd()] };
     let child = fork
-        .spawn(|| match confine(mounts, &report) {
+        .spawn(|| match confine(mounts) {
             Ok(()) => reap(),
-            Err(errno) => errno.raw_os_error(),
+            Err(errno) => tell(&report, errno),
         })
         .in_shim("fork the pid namespace's init", "")?;
-    // Only the reaper has it then: when it fails, the read below ends.
     drop(report);
-    // No container may see it before. It waits for nothing, so neither does this.
-    match rustix::io::retry_on_intr(|| rustix::io::read(&confined, &mut [0])).in_shim("read from the init", "")? {
-        0 => Err(Failure::internal("confine the pid namespace's init", child.pid, Errno::PERM)),
-        _ => Ok(child),
+    // No container may see it before. Its last act is to close its end; it waits for nothing, so neither does this.
+    let mut errno = [0; size_of::<i32>()];
+    match rustix::io::retry_on_intr(|| rustix::io::read(&confined, &mut errno)).in_shim("read from the init", "")? {
+        0 => Ok(child),
+        _ => {
+            let errno = Errno::from_raw_os_error(i32::from_ne_bytes(errno));
+            Err(Failure::internal("confine the pid namespace's init", child.pid, errno))
+        }
+    }
+}
+
+fn tell(report: &OwnedFd, errno: Errno) -> i32 {
+    // When even that fails, the namespace is found dead by its first container.
+    match rustix::io::write(report, &errno.raw_os_error().to_ne_bytes()) {
+        Ok(_) => 1,
+        Err(_) => 2,
     }
 }
 
 /// Containers see this process as pid 1: through it they must reach no file of the host, and it must have no power.
-fn confine(mounts: &SharedMounts, report: &OwnedFd) -> Result<(), Errno> {
+fn confine(mounts: &SharedMounts) -> Result<(), Errno> {
     rustix::process::setsid()?;
     // /proc/1/root and /proc/1/cwd are the pod's /dev/shm then.
     mounts.enter()?;
@@ -47,9 +58,7 @@ fn confine(mounts: &SharedMounts, report: &OwnedFd) -> Result<(), Errno> {
     rustix::thread::set_name(c"podwright-init")?;
     rustix::thread::set_no_new_privs(true)?;
     caps::set(caps::Sets { effective: 0, permitted: 0, inheritable: 0 })?;
-    // All but the report itself; the descriptors of both mount namespaces among them: /proc/1/fd would give them away.
-    podwright_sys::fds::close_all_but(&[report.as_fd()])?;
-    rustix::io::write(report, &[0])?;
+    // The descriptors of both mount namespaces among them: /proc/1/fd would give them away.
     podwright_sys::fds::close_all_but(&[])
 }
 

@@ -112,6 +112,36 @@ pub(crate) fn pivot(root: impl AsFd) -> Result<(), Errno> {
 mod tests {
     use super::*;
 
+    /// What only kernels before 6.7 take, tried on any: a thread may have a mount namespace of its own.
+    #[test]
+    fn the_classic_way_mounts_the_same_root() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        for name in ["layers/top", "layers/base", "writable/upper", "writable/work"] {
+            std::fs::create_dir_all(path(name)).unwrap();
+        }
+        std::fs::write(path("layers/base/from"), "base").unwrap();
+        std::fs::write(path("layers/top/from"), "top").unwrap();
+        std::fs::write(path("layers/base/below"), "base").unwrap();
+        let text = |name: &str| path(name).to_str().unwrap().to_owned();
+        let plan = Rootfs {
+            layers_dir: text("layers"),
+            lower: vec!["top".into(), "base".into()],
+            writable_dir: text("writable"),
+            ..Rootfs::default()
+        };
+        let look = std::thread::spawn(move || {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
+            propagate(MountPropagationFlags::PRIVATE).unwrap();
+            let root = classic(&plan).unwrap();
+            rustix::process::fchdir(&root).unwrap();
+            std::fs::write("new", "").unwrap();
+            ["from", "below"].map(|name| std::fs::read_to_string(name).unwrap())
+        });
+        assert_eq!(look.join().unwrap(), ["top", "base"]);
+        assert!(path("writable/upper/new").exists());
+    }
+
     #[test]
     fn separators_in_names_are_escaped() {
         let plan = Rootfs {

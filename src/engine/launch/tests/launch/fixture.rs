@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 
 use podwright_launch::{Facts, Failure, Pending, Pod, Stdio, Target, cgroup};
 use podwright_plan::wire::{
-    BindMount, CgroupDir, CgroupMount, CgroupPlan, CgroupView, ContainerPlan, Device, DeviceKind, ExecPlan, FsMount,
-    FsOption, Mount, MountAttrs, NamespaceMode, PodPlan, Process, Propagation, Rootfs, ShmMount, Symlink, User, mount,
+    BindMount, CgroupDir, CgroupMount, CgroupPlan, CgroupView, CgroupWrite, ContainerPlan, Device, DeviceKind,
+    ExecPlan, FsMount, FsOption, Mount, MountAttrs, NamespaceMode, PodPlan, Process, Propagation, Rootfs, ShmMount,
+    Symlink, User, mount,
 };
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
@@ -259,7 +260,14 @@ pub(crate) fn group(id: &str) -> CgroupPlan {
     let hierarchies = hierarchies();
     let made = |path: String| CgroupDir { path, writes: Vec::new() };
     // The pod's directory is made by its own plan.
-    let parents = hierarchies.iter().filter(|_| id == "pod").map(|h| made(h.join(&top).to_str().unwrap().to_owned()));
+    let parents = hierarchies.iter().filter(|_| id == "pod").map(|hierarchy| {
+        let path = hierarchy.join(&top).to_str().unwrap().to_owned();
+        // v2 alone has controllers to give, and only to children.
+        let file = "cgroup.subtree_control".into();
+        let enable = CgroupWrite { file, value: "+memory".into(), lenient: has_v1(), ..CgroupWrite::default() };
+        let writes = if *hierarchy == self::unified() { vec![enable] } else { Vec::new() };
+        CgroupDir { path, writes }
+    });
     let own = hierarchies.iter().map(|hierarchy| made(dir(hierarchy, id)));
     let unified = dir(&unified(), id);
     let exec_parent = if has_v1() { dir(&Path::new(CGROUPS).join("freezer"), id) } else { unified.clone() };
