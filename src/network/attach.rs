@@ -206,8 +206,7 @@ impl Attach<'_> {
             .map_err(AttachError::Bridge)?;
 
         self.progress.enter("take addresses");
-        self.close_other_ports()?;
-        let lease = inner.leases.take(self.pod, self.ports).map_err(AttachError::Lease)?;
+        let lease = self.take_lease()?;
         let (mut inside, pod_has_ipv6) = self.enter(&netns)?;
         let ipv6 = ready.subnets.ipv6.and(lease.ipv6).filter(|_| pod_has_ipv6);
         let lease = Lease { ipv6, ..lease };
@@ -227,15 +226,16 @@ impl Attach<'_> {
         })
     }
 
-    /// Closes host ports of an earlier attempt that are not asked for any more.
-    fn close_other_ports(&self) -> Result<(), AttachError> {
-        match self.inner.leases.get(self.pod) {
-            Some(lease) if lease.ports != self.ports => {
-                let mut netfilter = Netlink::netfilter().map_err(AttachError::HostPorts)?;
-                self.inner.ruleset.remove(&mut netfilter, &lease).map_err(AttachError::HostPorts)
-            }
-            _ => Ok(()),
+    /// Takes addresses and ports, after closing host ports of an earlier attempt that are not asked for any more.
+    fn take_lease(&self) -> Result<Lease, AttachError> {
+        let inner = self.inner;
+        // Rules that are made anew meanwhile must not have the ports that go.
+        let _rules = inner.ruleset.hold();
+        if let Some(lease) = inner.leases.get(self.pod).filter(|lease| lease.ports != self.ports) {
+            let mut netfilter = Netlink::netfilter().map_err(AttachError::HostPorts)?;
+            inner.ruleset.remove(&mut netfilter, &lease).map_err(AttachError::HostPorts)?;
         }
+        inner.leases.take(self.pod, self.ports).map_err(AttachError::Lease)
     }
 
     /// Opens a socket inside the pod; tells whether the pod has IPv6.
@@ -246,6 +246,8 @@ impl Attach<'_> {
             if has_ipv6 {
                 // The bridge sends the pod's own packets back to it, so detection would find every address taken.
                 sysctl::set("ipv6/conf/default/accept_dad", "0").map_err(AttachError::Setting)?;
+                // The pod's routes come from here; another pod must not announce itself as its router.
+                sysctl::set("ipv6/conf/default/accept_ra", "0").map_err(AttachError::Setting)?;
             }
             Ok((Netlink::route().map_err(AttachError::Inside)?, has_ipv6))
         })

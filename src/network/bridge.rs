@@ -139,6 +139,7 @@ impl Bridge {
         pins: &Pins,
         progress: &Progress,
     ) -> Result<Ready, BridgeError> {
+        progress.enter("wait for another pod's look at the bridge");
         // One after the other: pods that start together need one bridge. What is in the lock is replaced as a whole.
         let mut known = self.ready.lock().unwrap_or_else(PoisonError::into_inner);
         progress.enter("look for the bridge");

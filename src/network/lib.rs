@@ -4,9 +4,9 @@
 //! and IPv6 addresses from leases on disk, masquerade and host ports by an nf_tables table of its own. All of it is
 //! made with the first pod, carries the daemon's instance in its names, and is found again by name after a crash.
 //!
-//! Layers, each using those below: [`attach`] and [`sweep`] (the steps) · [`bridge`], [`ruleset`], [`leases`] (what
-//! they work on) · [`link`], [`nft`], [`conntrack`] (messages) · [`netlink`] (exchanges). [`subnet`] and [`ipam`] are
-//! pure. CNI goes beside [`bridge`], behind the same face.
+//! Layers, each using those below: `attach`, `sweep` (the steps) · `bridge`, `ruleset`, `leases` (what they work on) ·
+//! `link`, `nft`, `conntrack` (messages) · `netlink` (exchanges). `subnet` and `ipam` are pure. CNI goes beside
+//! `bridge`, behind the same face.
 
 mod attach;
 mod bridge;

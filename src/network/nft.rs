@@ -23,6 +23,91 @@ const NFPROTO_INET: u8 = 1;
 pub(crate) const NFPROTO_IPV4: u8 = 2;
 pub(crate) const NFPROTO_IPV6: u8 = 10;
 
+const NFTA_TABLE_NAME: u16 = 1;
+const NFTA_TABLE_FLAGS: u16 = 2;
+const NFTA_CHAIN_TABLE: u16 = 1;
+const NFTA_CHAIN_NAME: u16 = 3;
+const NFTA_CHAIN_HOOK: u16 = 4;
+const NFTA_CHAIN_POLICY: u16 = 5;
+const NFTA_CHAIN_TYPE: u16 = 7;
+const NFTA_HOOK_NUMBER: u16 = 1;
+const NFTA_HOOK_PRIORITY: u16 = 2;
+const NFTA_RULE_TABLE: u16 = 1;
+const NFTA_RULE_CHAIN: u16 = 2;
+const NFTA_RULE_EXPRESSIONS: u16 = 4;
+const NFTA_LIST_ELEMENT: u16 = 1;
+const NFTA_EXPRESSION_NAME: u16 = 1;
+const NFTA_EXPRESSION_DATA: u16 = 2;
+const NFTA_DATA_VALUE: u16 = 1;
+const NFTA_DATA_VERDICT: u16 = 2;
+const NFTA_VERDICT_CODE: u16 = 1;
+const NFTA_VERDICT_CHAIN: u16 = 2;
+
+const NFTA_SET_TABLE: u16 = 1;
+const NFTA_SET_NAME: u16 = 2;
+const NFTA_SET_FLAGS: u16 = 3;
+const NFTA_SET_KEY_TYPE: u16 = 4;
+const NFTA_SET_KEY_LENGTH: u16 = 5;
+const NFTA_SET_DATA_TYPE: u16 = 6;
+const NFTA_SET_DATA_LENGTH: u16 = 7;
+const NFTA_SET_ID: u16 = 10;
+const NFTA_ELEMENTS_TABLE: u16 = 1;
+const NFTA_ELEMENTS_SET: u16 = 2;
+const NFTA_ELEMENTS_LIST: u16 = 3;
+const NFTA_ELEMENT_KEY: u16 = 1;
+const NFTA_ELEMENT_DATA: u16 = 2;
+const NFTA_ELEMENT_USERDATA: u16 = 6;
+
+const NFTA_META_DESTINATION: u16 = 1;
+const NFTA_META_KEY: u16 = 2;
+const META_INPUT_NAME: u32 = 6;
+const META_OUTPUT_NAME: u32 = 7;
+const META_FAMILY: u32 = 15;
+const META_PROTOCOL: u32 = 16;
+const NFTA_COMPARE_SOURCE: u16 = 1;
+const NFTA_COMPARE_OPERATION: u16 = 2;
+const NFTA_COMPARE_DATA: u16 = 3;
+const COMPARE_EQUAL: u32 = 0;
+const COMPARE_NOT_EQUAL: u32 = 1;
+const NFTA_BITWISE_SOURCE: u16 = 1;
+const NFTA_BITWISE_DESTINATION: u16 = 2;
+const NFTA_BITWISE_LENGTH: u16 = 3;
+const NFTA_BITWISE_MASK: u16 = 4;
+const NFTA_BITWISE_XOR: u16 = 5;
+const NFTA_PAYLOAD_DESTINATION: u16 = 1;
+const NFTA_PAYLOAD_BASE: u16 = 2;
+const NFTA_PAYLOAD_OFFSET: u16 = 3;
+const NFTA_PAYLOAD_LENGTH: u16 = 4;
+const PAYLOAD_NETWORK: u32 = 1;
+const PAYLOAD_TRANSPORT: u32 = 2;
+const NFTA_FIB_DESTINATION: u16 = 1;
+const NFTA_FIB_RESULT: u16 = 2;
+const NFTA_FIB_FLAGS: u16 = 3;
+const FIB_ADDRESS_TYPE: u32 = 3;
+const FIB_OF_DESTINATION: u32 = 1 << 1;
+/// `RTN_LOCAL`, in the host's byte order as registers have it.
+const LOCAL: u32 = 2;
+const NFTA_CT_DESTINATION: u16 = 1;
+const NFTA_CT_KEY: u16 = 2;
+const CT_STATUS: u32 = 2;
+/// `IPS_DST_NAT`
+const STATUS_REDIRECTED: u32 = 1 << 5;
+const NFTA_LOOKUP_SET: u16 = 1;
+const NFTA_LOOKUP_SOURCE: u16 = 2;
+const NFTA_LOOKUP_DESTINATION: u16 = 3;
+const NFTA_NAT_TYPE: u16 = 1;
+const NFTA_NAT_FAMILY: u16 = 2;
+const NFTA_NAT_ADDRESS: u16 = 3;
+const NFTA_NAT_PORT: u16 = 5;
+const NAT_OF_DESTINATION: u32 = 1;
+const NFTA_IMMEDIATE_DESTINATION: u16 = 1;
+const NFTA_IMMEDIATE_DATA: u16 = 2;
+const REGISTER_VERDICT: u32 = 0;
+const VERDICT_DROP: i32 = 0;
+const VERDICT_ACCEPT: u32 = 1;
+const VERDICT_JUMP: i32 = -3;
+const VERDICT_RETURN: i32 = -5;
+
 /// Where packets that come in are routed from.
 pub(crate) const PREROUTING: u32 = 0;
 /// Packets of the host's own processes.
@@ -90,29 +175,33 @@ pub(crate) fn transaction(messages: impl IntoIterator<Item = Message>) -> Vec<Me
 
 /// Makes a table; one that exists is fine.
 pub(crate) fn new_table(table: &str) -> Message {
-    message(NEWTABLE, ACK | CREATE, &Attributes::new().text(1, table).be32(2, 0))
+    message(NEWTABLE, ACK | CREATE, &Attributes::new().text(NFTA_TABLE_NAME, table).be32(NFTA_TABLE_FLAGS, 0))
 }
 
 /// Asks for a table.
 pub(crate) fn get_table(table: &str) -> Message {
-    message(GETTABLE, 0, &Attributes::new().text(1, table))
+    message(GETTABLE, 0, &Attributes::new().text(NFTA_TABLE_NAME, table))
 }
 
 /// Deletes a table with all that is in it.
 pub(crate) fn delete_table(table: &str) -> Message {
-    message(DELTABLE, ACK, &Attributes::new().text(1, table))
+    message(DELTABLE, ACK, &Attributes::new().text(NFTA_TABLE_NAME, table))
 }
 
 /// Makes a chain that other chains jump to.
 pub(crate) fn new_chain(table: &str, name: &str) -> Message {
-    message(NEWCHAIN, ACK | CREATE, &Attributes::new().text(1, table).text(3, name))
+    message(NEWCHAIN, ACK | CREATE, &Attributes::new().text(NFTA_CHAIN_TABLE, table).text(NFTA_CHAIN_NAME, name))
 }
 
 /// Makes a chain that packets come to at a hook; what no rule decides passes.
 pub(crate) fn new_base_chain(table: &str, name: &str, kind: &str, hook: u32, priority: i32) -> Message {
-    let accept = 1;
-    let hook = Attributes::new().be32(1, hook).be32(2, priority.cast_unsigned());
-    let attributes = Attributes::new().text(1, table).text(3, name).nest(4, hook).be32(5, accept).text(7, kind);
+    let hook = Attributes::new().be32(NFTA_HOOK_NUMBER, hook).be32(NFTA_HOOK_PRIORITY, priority.cast_unsigned());
+    let attributes = Attributes::new()
+        .text(NFTA_CHAIN_TABLE, table)
+        .text(NFTA_CHAIN_NAME, name)
+        .nest(NFTA_CHAIN_HOOK, hook)
+        .be32(NFTA_CHAIN_POLICY, VERDICT_ACCEPT)
+        .text(NFTA_CHAIN_TYPE, kind);
     message(NEWCHAIN, ACK | CREATE, &attributes)
 }
 
@@ -120,15 +209,15 @@ pub(crate) fn new_base_chain(table: &str, name: &str, kind: &str, hook: u32, pri
 pub(crate) fn new_set(table: &str, name: &str, id: u32, key: &[Type], data: Option<&[Type]>) -> Message {
     let (key_type, key_length) = concatenation(key);
     let mut attributes = Attributes::new()
-        .text(1, table)
-        .text(2, name)
-        .be32(3, if data.is_some() { NFT_SET_MAP } else { 0 })
-        .be32(4, key_type)
-        .be32(5, key_length);
+        .text(NFTA_SET_TABLE, table)
+        .text(NFTA_SET_NAME, name)
+        .be32(NFTA_SET_FLAGS, if data.is_some() { NFT_SET_MAP } else { 0 })
+        .be32(NFTA_SET_KEY_TYPE, key_type)
+        .be32(NFTA_SET_KEY_LENGTH, key_length);
     if let Some((data_type, data_length)) = data.map(concatenation) {
-        attributes = attributes.be32(6, data_type).be32(7, data_length);
+        attributes = attributes.be32(NFTA_SET_DATA_TYPE, data_type).be32(NFTA_SET_DATA_LENGTH, data_length);
     }
-    message(NEWSET, ACK | CREATE, &attributes.be32(10, id))
+    message(NEWSET, ACK | CREATE, &attributes.be32(NFTA_SET_ID, id))
 }
 
 /// An element of a set or map.
@@ -150,20 +239,23 @@ pub(crate) fn delete_element(table: &str, element: &Element) -> Message {
 }
 
 fn element_list(table: &str, element: &Element, comment: Option<&str>) -> Attributes {
-    let mut item = Attributes::new().nest(1, value(&element.key));
+    let mut item = Attributes::new().nest(NFTA_ELEMENT_KEY, value(&element.key));
     if let Some(comment) = comment {
         if let Some(data) = &element.data {
-            item = item.nest(2, value(data));
+            item = item.nest(NFTA_ELEMENT_DATA, value(data));
         }
         // Userdata as nft reads it: type, length, text with its end.
         let length = u8::try_from(comment.len() + 1).expect("a comment is a pod id");
-        item = item.bytes(6, &[&[UDATA_COMMENT, length], comment.as_bytes(), &[0]].concat());
+        item = item.bytes(NFTA_ELEMENT_USERDATA, &[&[UDATA_COMMENT, length], comment.as_bytes(), &[0]].concat());
     }
-    Attributes::new().text(1, table).text(2, element.set).nest(3, Attributes::new().nest(1, item))
+    Attributes::new()
+        .text(NFTA_ELEMENTS_TABLE, table)
+        .text(NFTA_ELEMENTS_SET, element.set)
+        .nest(NFTA_ELEMENTS_LIST, Attributes::new().nest(NFTA_LIST_ELEMENT, item))
 }
 
 fn value(bytes: &[u8]) -> Attributes {
-    Attributes::new().bytes(1, bytes)
+    Attributes::new().bytes(NFTA_DATA_VALUE, bytes)
 }
 
 /// The expressions of a rule.
@@ -177,105 +269,127 @@ impl Rule {
 
     /// Makes the message that puts the rule last in a chain.
     pub(crate) fn append(self, table: &str, chain: &str) -> Message {
-        message(NEWRULE, ACK | CREATE | APPEND, &Attributes::new().text(1, table).text(2, chain).nest(4, self.0))
+        message(
+            NEWRULE,
+            ACK | CREATE | APPEND,
+            &Attributes::new()
+                .text(NFTA_RULE_TABLE, table)
+                .text(NFTA_RULE_CHAIN, chain)
+                .nest(NFTA_RULE_EXPRESSIONS, self.0),
+        )
     }
 
     fn expression(self, name: &str, data: Attributes) -> Self {
-        Self(self.0.nest(1, Attributes::new().text(1, name).nest(2, data)))
+        let expression = Attributes::new().text(NFTA_EXPRESSION_NAME, name).nest(NFTA_EXPRESSION_DATA, data);
+        Self(self.0.nest(NFTA_LIST_ELEMENT, expression))
     }
 
     fn meta(self, key: u32, register: u32) -> Self {
-        self.expression("meta", Attributes::new().be32(1, register).be32(2, key))
+        self.expression("meta", Attributes::new().be32(NFTA_META_DESTINATION, register).be32(NFTA_META_KEY, key))
     }
 
     /// Compares the first register.
     fn compare(self, equal: bool, bytes: &[u8]) -> Self {
-        let operation = u32::from(!equal);
-        self.expression("cmp", Attributes::new().be32(1, REGISTER).be32(2, operation).nest(3, value(bytes)))
+        let operation = if equal { COMPARE_EQUAL } else { COMPARE_NOT_EQUAL };
+        self.expression(
+            "cmp",
+            Attributes::new()
+                .be32(NFTA_COMPARE_SOURCE, REGISTER)
+                .be32(NFTA_COMPARE_OPERATION, operation)
+                .nest(NFTA_COMPARE_DATA, value(bytes)),
+        )
     }
 
     /// Only packets of a family.
     pub(crate) fn family(self, family: u8) -> Self {
-        self.meta(15, REGISTER).compare(true, &[family])
+        self.meta(META_FAMILY, REGISTER).compare(true, &[family])
     }
 
     /// Only packets that come in by a device, or by any other.
     pub(crate) fn input_device(self, equal: bool, name: &str) -> Self {
-        self.meta(6, REGISTER).compare(equal, &device(name))
+        self.meta(META_INPUT_NAME, REGISTER).compare(equal, &device(name))
     }
 
     /// Only packets that leave by a device.
     pub(crate) fn output_device(self, name: &str) -> Self {
-        self.meta(7, REGISTER).compare(true, &device(name))
+        self.meta(META_OUTPUT_NAME, REGISTER).compare(true, &device(name))
     }
 
     /// Only packets whose header at an offset has, or has not, a prefix.
     pub(crate) fn prefix(self, offset: u32, equal: bool, address: &[u8], mask: &[u8]) -> Self {
         let length = u32::try_from(address.len()).expect("an address is at most 16 bytes");
         let masked: Vec<u8> = address.iter().zip(mask).map(|(byte, mask)| byte & mask).collect();
-        let bitwise = Attributes::new()
-            .be32(1, REGISTER)
-            .be32(2, REGISTER)
-            .be32(3, length)
-            .nest(4, value(mask))
-            .nest(5, value(&vec![0; address.len()]));
-        self.network_header(offset, length, REGISTER).expression("bitwise", bitwise).compare(equal, &masked)
+        self.network_header(offset, length, REGISTER).mask(mask).compare(equal, &masked)
     }
 
     /// Loads a part of the IP header.
     pub(crate) fn network_header(self, offset: u32, length: u32, register: u32) -> Self {
-        self.payload(1, offset, length, register)
+        self.payload(PAYLOAD_NETWORK, offset, length, register)
     }
 
     /// Loads the transport protocol's number, and its destination port behind it.
     pub(crate) fn protocol_and_port(self, register: u32) -> Self {
-        self.meta(16, register).payload(2, 2, 2, register + 1)
+        let (port_offset, port_length) = (2, 2);
+        self.meta(META_PROTOCOL, register).payload(PAYLOAD_TRANSPORT, port_offset, port_length, register + 1)
     }
 
     fn payload(self, base: u32, offset: u32, length: u32, register: u32) -> Self {
-        let data = Attributes::new().be32(1, register).be32(2, base).be32(3, offset).be32(4, length);
+        let data = Attributes::new()
+            .be32(NFTA_PAYLOAD_DESTINATION, register)
+            .be32(NFTA_PAYLOAD_BASE, base)
+            .be32(NFTA_PAYLOAD_OFFSET, offset)
+            .be32(NFTA_PAYLOAD_LENGTH, length);
         self.expression("payload", data)
     }
 
     /// Only packets to an address of the host.
     pub(crate) fn destination_is_local(self) -> Self {
-        let (address_type, destination, local) = (3, 1 << 1, 2_u32);
-        self.expression("fib", Attributes::new().be32(1, REGISTER).be32(2, address_type).be32(3, destination))
-            .compare(true, &local.to_ne_bytes())
+        let fib = Attributes::new()
+            .be32(NFTA_FIB_DESTINATION, REGISTER)
+            .be32(NFTA_FIB_RESULT, FIB_ADDRESS_TYPE)
+            .be32(NFTA_FIB_FLAGS, FIB_OF_DESTINATION);
+        self.expression("fib", fib).compare(true, &LOCAL.to_ne_bytes())
     }
 
     /// Only packets of connections whose destination was changed.
     pub(crate) fn destination_was_changed(self) -> Self {
-        let (status, changed) = (2, 1_u32 << 5);
+        let status = Attributes::new().be32(NFTA_CT_DESTINATION, REGISTER).be32(NFTA_CT_KEY, CT_STATUS);
+        self.expression("ct", status).mask(&STATUS_REDIRECTED.to_ne_bytes()).compare(false, &[0; 4])
+    }
+
+    /// Clears the bits of the first registers that a mask does not have.
+    fn mask(self, mask: &[u8]) -> Self {
+        let length = u32::try_from(mask.len()).expect("a mask is at most 16 bytes");
         let bitwise = Attributes::new()
-            .be32(1, REGISTER)
-            .be32(2, REGISTER)
-            .be32(3, 4)
-            .nest(4, value(&changed.to_ne_bytes()))
-            .nest(5, value(&[0; 4]));
-        self.expression("ct", Attributes::new().be32(1, REGISTER).be32(2, status))
-            .expression("bitwise", bitwise)
-            .compare(false, &[0; 4])
+            .be32(NFTA_BITWISE_SOURCE, REGISTER)
+            .be32(NFTA_BITWISE_DESTINATION, REGISTER)
+            .be32(NFTA_BITWISE_LENGTH, length)
+            .nest(NFTA_BITWISE_MASK, value(mask))
+            .nest(NFTA_BITWISE_XOR, value(&vec![0; mask.len()]));
+        self.expression("bitwise", bitwise)
     }
 
     /// Only packets whose registers are a key of a set.
     pub(crate) fn in_set(self, set: &str) -> Self {
-        self.expression("lookup", Attributes::new().text(1, set).be32(2, REGISTER))
+        self.expression("lookup", Attributes::new().text(NFTA_LOOKUP_SET, set).be32(NFTA_LOOKUP_SOURCE, REGISTER))
     }
 
     /// Replaces the registers by what a map has for them; a packet without an entry leaves the rule.
     pub(crate) fn map(self, map: &str) -> Self {
-        self.expression("lookup", Attributes::new().text(1, map).be32(2, REGISTER).be32(3, REGISTER))
+        let lookup = Attributes::new()
+            .text(NFTA_LOOKUP_SET, map)
+            .be32(NFTA_LOOKUP_SOURCE, REGISTER)
+            .be32(NFTA_LOOKUP_DESTINATION, REGISTER);
+        self.expression("lookup", lookup)
     }
 
     /// Sends the connection to the address and port in the registers.
     pub(crate) fn redirect(self, family: u8, address_length: u32) -> Self {
-        let destination = 1;
         let data = Attributes::new()
-            .be32(1, destination)
-            .be32(2, u32::from(family))
-            .be32(3, REGISTER)
-            .be32(5, REGISTER + address_length / 4);
+            .be32(NFTA_NAT_TYPE, NAT_OF_DESTINATION)
+            .be32(NFTA_NAT_FAMILY, u32::from(family))
+            .be32(NFTA_NAT_ADDRESS, REGISTER)
+            .be32(NFTA_NAT_PORT, REGISTER + address_length / 4);
         self.expression("nat", data)
     }
 
@@ -286,22 +400,28 @@ impl Rule {
 
     /// Ends the packet.
     pub(crate) fn drop(self) -> Self {
-        self.verdict(Attributes::new().be32(1, 0))
+        self.verdict(VERDICT_DROP, None)
     }
 
     /// Goes through another chain.
     pub(crate) fn jump(self, chain: &str) -> Self {
-        self.verdict(Attributes::new().be32(1, (-3_i32).cast_unsigned()).text(2, chain))
+        self.verdict(VERDICT_JUMP, Some(chain))
     }
 
     /// Goes back to the chain that jumped here.
     pub(crate) fn leave(self) -> Self {
-        self.verdict(Attributes::new().be32(1, (-5_i32).cast_unsigned()))
+        self.verdict(VERDICT_RETURN, None)
     }
 
-    fn verdict(self, verdict: Attributes) -> Self {
-        let (verdict_register, verdict_data) = (0, Attributes::new().nest(2, verdict));
-        self.expression("immediate", Attributes::new().be32(1, verdict_register).nest(2, verdict_data))
+    fn verdict(self, code: i32, chain: Option<&str>) -> Self {
+        let mut verdict = Attributes::new().be32(NFTA_VERDICT_CODE, code.cast_unsigned());
+        if let Some(chain) = chain {
+            verdict = verdict.text(NFTA_VERDICT_CHAIN, chain);
+        }
+        let immediate = Attributes::new()
+            .be32(NFTA_IMMEDIATE_DESTINATION, REGISTER_VERDICT)
+            .nest(NFTA_IMMEDIATE_DATA, Attributes::new().nest(NFTA_DATA_VERDICT, verdict));
+        self.expression("immediate", immediate)
     }
 }
 

@@ -5,6 +5,7 @@
 //!   map  host_ports_v4     protocol . port           : pod address . port     any address of the host
 //!   map  host_ip_ports_v4  address . protocol . port : pod address . port     one address of the host
 //!   set  pod_ports_v4      pod address . protocol . port                      where host ports lead
+//!   set  loopback_ports    address . protocol . port                          those of 127.0.0.0/8, IPv4 only
 //!   chain guard            raw prerouting: nobody but the host itself reaches 127.0.0.0/8
 //!   chain prerouting, output: to an address of the host → host_ports
 //!   chain host_ports       destination by map
@@ -27,9 +28,11 @@ use crate::netlink::{Message, Netlink, NetlinkError};
 use crate::nft::{
     self, Element, NFPROTO_IPV4, NFPROTO_IPV6, OUTPUT, POSTROUTING, PREROUTING, REGISTER, Rule, Type, transaction,
 };
-use crate::port::Claim;
+use crate::port::Protocol;
 use crate::subnet::Subnets;
 
+/// Host ports of the host's loopback addresses.
+const LOOPBACK_PORTS: &str = "loopback_ports";
 /// How many elements go in one transaction: each is confirmed, and a socket's buffer holds about 270 confirmations.
 const ELEMENTS_AT_ONCE: usize = 100;
 /// Before connection tracking looks at a packet.
@@ -164,7 +167,8 @@ impl Ruleset {
     }
 
     fn sets(&self) -> Vec<Message> {
-        let mut sets = Vec::new();
+        let addressed_ipv4 = vec![Type::Ipv4Address, Type::Protocol, Type::Port];
+        let mut sets = vec![(LOOPBACK_PORTS, addressed_ipv4, None)];
         for family in [&IPV4, &IPV6] {
             let target = [family.address, Type::Port];
             let addressed = [family.address, Type::Protocol, Type::Port];
@@ -197,11 +201,7 @@ impl Ruleset {
         let to_loopback =
             || Rule::new().family(IPV4.number).prefix(IPV4.destination, true, address, mask).input_device(false, "lo");
         let from_pods = to_loopback().input_device(true, &self.bridge).drop();
-        let to_host_port = IPV4
-            .addressed_key(to_loopback())
-            // A lookup in a map needs somewhere to put what it finds, which is of no interest here.
-            .map(IPV4.host_ip_ports)
-            .drop();
+        let to_host_port = IPV4.addressed_key(to_loopback()).in_set(LOOPBACK_PORTS).drop();
         [from_pods, to_host_port].map(|rule| rule.append(&self.table, "guard"))
     }
 
@@ -279,17 +279,17 @@ fn elements(lease: &Lease) -> Vec<Element> {
         for ((protocol, address, host_port), pod) in claims {
             let family = Family::of(address);
             let target = [octets(pod), port_bytes(port.container_port)].concat();
+            let transport = transport_key(protocol, host_port);
             let (set, key) = match address.is_unspecified() {
-                true => (family.host_ports, transport_key((protocol, address, host_port))),
-                false => {
-                    let key = transport_key((protocol, address, host_port));
-                    (family.host_ip_ports, [octets(address), key].concat())
-                }
+                true => (family.host_ports, transport),
+                false => (family.host_ip_ports, [octets(address), transport].concat()),
             };
-            let end = [octets(pod), transport_key((protocol, pod, port.container_port))].concat();
-            for element in
-                [Element { set, key, data: Some(target) }, Element { set: family.pod_ports, key: end, data: None }]
-            {
+            let guarded = (address.is_ipv4() && address.is_loopback()).then(|| key.clone());
+            let end = [octets(pod), transport_key(protocol, port.container_port)].concat();
+            let mut of_claim =
+                vec![Element { set, key, data: Some(target) }, Element { set: family.pod_ports, key: end, data: None }];
+            of_claim.extend(guarded.map(|key| Element { set: LOOPBACK_PORTS, key, data: None }));
+            for element in of_claim {
                 // Two host ports may lead to one port of the pod.
                 if !elements.contains(&element) {
                     elements.push(element);
@@ -301,7 +301,7 @@ fn elements(lease: &Lease) -> Vec<Element> {
 }
 
 /// Protocol and port, a register each.
-fn transport_key((protocol, _, port): Claim) -> Vec<u8> {
+fn transport_key(protocol: Protocol, port: u16) -> Vec<u8> {
     [vec![protocol.number(), 0, 0, 0], port_bytes(port)].concat()
 }
 
@@ -313,7 +313,7 @@ fn port_bytes(port: u16) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::port::{HostPort, Protocol};
+    use crate::port::HostPort;
 
     fn lease(ports: Vec<HostPort>) -> Lease {
         Lease { ipv4: "10.88.0.2".parse().unwrap(), ipv6: Some("fd00::2".parse().unwrap()), ports }
@@ -335,7 +335,7 @@ mod tests {
         let port = HostPort { protocol: Protocol::Tcp, host_ip, host_port: 80, container_port: 8080 };
         let elements = elements(&lease(vec![port, HostPort { host_port: 81, ..port }]));
         let sets: Vec<_> = elements.iter().map(|element| element.set).collect();
-        assert_eq!(sets, ["host_ip_ports_v4", "pod_ports_v4", "host_ip_ports_v4"]);
+        assert_eq!(sets, ["host_ip_ports_v4", "pod_ports_v4", "loopback_ports", "host_ip_ports_v4", "loopback_ports"]);
         assert_eq!(elements[0].key, [127, 0, 0, 1, 6, 0, 0, 0, 0, 80, 0, 0]);
     }
 }

@@ -121,11 +121,11 @@ fn stray_links(inner: &Inner, live: &HashSet<PodId>, host: &mut Netlink) -> Resu
     Ok(links.iter().filter(ours).map(|link| link.name.clone()).collect())
 }
 
-/// Makes the rules anew from the leases that are left, if there is anything to have rules for.
+/// Makes the rules anew from the leases that are left, if there are pods or rules; somebody may have flushed them.
 fn renew_rules(inner: &Inner) -> Result<(), NetlinkError> {
     let Some(subnets) = inner.leases.subnets() else { return Ok(()) };
     let mut netfilter = Netlink::netfilter()?;
-    if inner.ruleset.exists(&mut netfilter)? {
+    if !inner.leases.all().is_empty() || inner.ruleset.exists(&mut netfilter)? {
         inner.ruleset.install(&mut netfilter, &subnets, &inner.leases)?;
     }
     Ok(())

@@ -76,7 +76,12 @@ pub(crate) fn forward_ipv6() -> Result<(), SysctlError> {
     let devices = Path::new(BASE).join("ipv6/conf");
     let failed = |source| SysctlError::Read { name: "ipv6/conf".to_owned(), source };
     for entry in fs::read_dir(devices).map_err(failed)? {
-        let name = format!("ipv6/conf/{}/accept_ra", entry.map_err(failed)?.file_name().to_string_lossy());
+        let device = entry.map_err(failed)?.file_name();
+        // Devices that are not there yet are for whoever brings them.
+        if device == "all" || device == "default" {
+            continue;
+        }
+        let name = format!("ipv6/conf/{}/accept_ra", device.to_string_lossy());
         if read(&name)?.as_deref() == Some("1") {
             set(&name, "2")?;
         }

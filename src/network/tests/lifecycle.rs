@@ -87,6 +87,7 @@ fn a_restarted_daemon_goes_on() {
         let network = lab.open().await;
         attach(&network, &a, &[port(Tcp, None, 8080, 80)]).await.unwrap();
         drop(network);
+        lab.host.nft("flush ruleset");
 
         let network = lab.open().await;
         let swept = network.sweep(&HashSet::from([a.id.clone()])).await;

@@ -70,6 +70,7 @@ fn the_pods_device_is_as_reported() {
         assert!(outside.contains("hairpin on"), "{outside}");
         assert!(outside.contains(&format!("alias podwright-{} {}", lab.layout("d").instance().unwrap(), pod.id)));
         assert_eq!(pod.netns.links(), ["lo", "eth0"]);
+        assert_eq!(pod.netns.read_sysctl("ipv6/conf/eth0/accept_ra"), "0", "no other pod is its router");
         remove(&network, &pod).await;
     });
 }

@@ -180,11 +180,15 @@ impl Lab {
     fn new() -> Self {
         let (host, world) = (Netns::current(), Netns::fresh());
         host.ip("link set lo up");
+        // A new namespace may have the machine's settings, and a daemon may have been here.
+        host.sysctl("ipv4/ip_forward", "0");
+        host.sysctl("ipv6/conf/all/forwarding", "0");
         host.ip(&format!("link add up0 mtu 1480 type veth peer name up0 netns {}", world.path()));
         for (netns, ipv4, ipv6) in
             [(&host, "192.0.2.2/24", "2001:db8::2/64"), (&world, "192.0.2.1/24", "2001:db8::1/64")]
         {
             netns.sysctl("ipv6/conf/up0/accept_dad", "0");
+            netns.sysctl("ipv6/conf/up0/accept_ra", "1");
             netns.ip(&format!("address add {ipv4} dev up0"));
             netns.ip(&format!("address add {ipv6} dev up0 nodad"));
             netns.ip("link set up0 mtu 1480 up");
