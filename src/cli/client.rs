@@ -1,7 +1,9 @@
 //! The connection to a daemon.
 
+use std::error::Error;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use hyper_util::rt::TokioIo;
@@ -59,11 +61,46 @@ fn unreachable(socket: &Path) -> String {
     format!("cannot reach the daemon at {socket} (`podwright serve` starts one, --address names another socket)")
 }
 
+/// How long the daemon may be away, as it is for an upgrade: pods run on meanwhile.
+const AWAY: Duration = Duration::from_secs(30);
+
+/// Bears with a daemon that is being replaced, for a while.
+#[derive(Debug)]
+pub(crate) struct Patience {
+    heard: Instant,
+}
+
+impl Patience {
+    /// Begins when the daemon has just been heard.
+    pub(crate) fn new() -> Self {
+        Self { heard: Instant::now() }
+    }
+
+    /// Takes the outcome of a call that will be made again; `None`: the daemon is away, and may yet come back.
+    ///
+    /// # Errors
+    /// The daemon's own answer was an error, or it has been away for too long.
+    pub(crate) fn bear<T>(&mut self, outcome: Result<T, tonic::Status>) -> Result<Option<T>, tonic::Status> {
+        match outcome {
+            Err(status) if is_lost(&status) && self.heard.elapsed() < AWAY => Ok(None),
+            outcome => {
+                self.heard = Instant::now();
+                outcome.map(Some)
+            }
+        }
+    }
+}
+
+/// Tells whether a call failed on its way: only then has the failure a source, as an answer cannot carry one.
+fn is_lost(status: &tonic::Status) -> bool {
+    status.code() == tonic::Code::Unavailable || status.source().is_some()
+}
+
 /// Makes an error of a call's failure: the daemon's own words, without the code, which they already tell.
 pub(crate) fn said(status: tonic::Status) -> anyhow::Error {
-    match status.code() {
-        tonic::Code::Unavailable if status.message().is_empty() => anyhow::anyhow!("the daemon went away"),
-        code if status.message().is_empty() => anyhow::anyhow!("{code}"),
-        _ => anyhow::anyhow!("{}", status.message()),
+    match status.message() {
+        message if status.source().is_some() => anyhow::anyhow!("the daemon went away: {message}"),
+        "" => anyhow::anyhow!("{}", status.code()),
+        message => anyhow::anyhow!("{message}"),
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use podwright_proto::runtime::v1::ContainerState;
 
-use super::client::{Client, said};
+use super::client::{Client, Patience, said};
 use super::cri_log::LogReader;
 use super::find;
 
@@ -35,10 +35,11 @@ pub(crate) async fn logs(client: &mut Client, args: &Args) -> Result<()> {
     if !args.follow {
         return log.copy();
     }
+    let mut patience = Patience::new();
     loop {
         // Asked before the log is read: what a container that has ended wrote is all in it.
-        let ended = match client.container_status(&id).await {
-            Ok(status) => status.state() == ContainerState::ContainerExited,
+        let ended = match patience.bear(client.container_status(&id).await) {
+            Ok(status) => status.is_some_and(|status| status.state() == ContainerState::ContainerExited),
             Err(status) if status.code() == tonic::Code::NotFound => true,
             Err(status) => return Err(said(status)),
         };

@@ -13,7 +13,7 @@ use podwright_proto::runtime::v1::{
     PodSandboxStatusRequest, RunPodSandboxRequest, StartContainerRequest, StopContainerRequest,
 };
 
-use super::client::{Client, said};
+use super::client::{Client, Patience, said};
 use super::command::exit_code;
 use super::image;
 use super::interrupt::Interrupts;
@@ -25,8 +25,6 @@ use super::rm::remove_pod;
 const LABEL: &str = "io.podwright.run";
 /// Seconds that the container gets to end after the first Ctrl-C; the second kills it.
 const GRACE: i64 = 10;
-/// How long the daemon may be away, as it is for an upgrade: the pod runs on meanwhile.
-const AWAY: Duration = Duration::from_secs(30);
 
 /// What to run, and how.
 #[derive(Debug, clap::Args)]
@@ -132,17 +130,12 @@ impl Run {
     async fn attend(&self, client: &mut Client, container: &str, interrupts: &mut Interrupts) -> Result<u8> {
         let mut log = Log::new(&self.logs.join(format!("{}.log", self.name)));
         let mut grace = GRACE;
-        let mut seen = Instant::now();
+        let mut patience = Patience::new();
         loop {
             // Asked before the log is read: what a container that has ended wrote is all in it.
-            let ended = match client.container_status(container).await {
-                Ok(status) => {
-                    seen = Instant::now();
-                    (status.state() == ContainerState::ContainerExited).then_some(status)
-                }
-                Err(status) if status.code() == tonic::Code::Unavailable && seen.elapsed() < AWAY => None,
-                Err(status) => return Err(said(status)).context("wait for the container"),
-            };
+            let status = patience.bear(client.container_status(container).await);
+            let status = status.map_err(said).context("wait for the container")?;
+            let ended = status.filter(|status| status.state() == ContainerState::ContainerExited);
             log.copy()?;
             if let Some(status) = ended {
                 return explained(&status);
