@@ -1,1 +1,34 @@
 //! OCI specification and host facts to launch plan.
+//!
+//! [`container`], [`exec`], [`pod`] and [`update`] are pure functions: they open nothing and ask nothing of the host but what
+//! stands in [`HostFacts`], so that a specification is refused when a container is created, by the field that is wrong,
+//! and never half-way through its start. Every field of the runtime specification is compiled or refused by name.
+//!
+//! What comes out is flat ([`podwright_plan::wire`]): mounts in order, capabilities as bits, system call filters and device
+//! rules assembled. The shim executes it without understanding it.
+
+pub mod capabilities;
+mod cgroup;
+mod container;
+mod devices;
+mod error;
+mod exec;
+pub mod facts;
+mod mount_options;
+mod mounts;
+mod namespaces;
+mod pod;
+mod process;
+pub mod seccomp;
+mod sysctl;
+#[cfg(test)]
+mod tests;
+mod unsupported;
+
+pub use cgroup::{CgroupPath, InvalidCgroupPath, update};
+pub use container::{Bundle, container};
+pub use error::CompileError;
+pub use exec::{ExecRequest, exec};
+pub use facts::{CgroupLayout, FactsError, HostFacts};
+pub use pod::{PodRequest, pod};
+pub use seccomp::{SeccompArch, SeccompError};

@@ -1,0 +1,202 @@
+//! Control groups: where a container's directories are in every hierarchy, and what is written into them.
+//!
+//! On a unified host everything is in one directory; on v1 each hierarchy has one; a hybrid host has both, and its v2
+//! directory, with few or no controllers, still gives `clone3` a place to start in and `cgroup.kill` one to end in.
+
+mod counts;
+mod cpu;
+mod device_program;
+mod device_rules;
+mod io;
+mod limits;
+mod memory;
+mod path;
+mod unified;
+
+use oci_spec::runtime::LinuxResources;
+use podwright_plan::wire::{CgroupDir, CgroupMount, CgroupPlan, CgroupView, CgroupWrite, MemoryEvents};
+
+use crate::error::{CompileError, unsupported};
+use crate::facts::{CgroupLayout, Home, HostFacts};
+use device_rules::DeviceAccess;
+use limits::{Limits, inherit, lenient};
+pub use path::{CgroupPath, InvalidCgroupPath};
+
+/// The file by which a v2 cgroup gives controllers to its children.
+const SUBTREE_CONTROL: &str = "cgroup.subtree_control";
+const CPUSET_FILES: [&str; 2] = ["cpuset.cpus", "cpuset.mems"];
+
+/// Plans a cgroup without limits: the shim's own.
+pub(crate) fn bare(path: &CgroupPath, layout: &CgroupLayout) -> CgroupPlan {
+    let leaf = |mount: &String| path.below(mount);
+    let unified = layout.v2().map(|v2| leaf(&v2.mount)).unwrap_or_default();
+    let freezer = layout.v1().iter().find(|hierarchy| hierarchy.controllers.iter().any(|it| it == "freezer"));
+    let exec_parent = match freezer {
+        Some(freezer) if unified.is_empty() => leaf(&freezer.mount),
+        _ => unified.clone(),
+    };
+    let memory_events = layout.home("memory").map(|home| match home {
+        Home::V1(hierarchy) => format!("{}/memory.oom_control", leaf(&hierarchy.mount)),
+        Home::V2(hierarchy) => format!("{}/memory.events", leaf(&hierarchy.mount)),
+    });
+    CgroupPlan {
+        dirs: directories(path, layout),
+        unified,
+        join: layout.v1().iter().map(|hierarchy| leaf(&hierarchy.mount)).collect(),
+        device_program: Vec::new(),
+        exec_parent,
+        memory_events: Some(MemoryEvents { path: memory_events.unwrap_or_default() }),
+    }
+}
+
+/// Plans a container's cgroup with its limits and device rules.
+pub(crate) fn container(
+    path: &CgroupPath,
+    resources: Option<&LinuxResources>,
+    layout: &CgroupLayout,
+) -> Result<CgroupPlan, CompileError> {
+    let mut plan = bare(path, layout);
+    let mut limits = Limits::new(layout, path);
+    if let Some(resources) = resources {
+        limits.resources(resources)?;
+    }
+    let rules = resources.and_then(|resources| resources.devices().as_deref()).unwrap_or_default();
+    let access = DeviceAccess::from_rules(rules)?;
+    match layout.home("devices") {
+        Some(home) => limits.add(home, access.v1_writes()),
+        None if layout.v2().is_some() => plan.device_program = device_program::assemble(&access),
+        None => limits.home("devices", "devices").map(|_| ())?,
+    }
+    for limited in limits.into_dirs() {
+        let dir = plan.dirs.iter_mut().find(|dir| dir.path == limited.path);
+        let dir = dir.expect("every hierarchy's directory of the cgroup is in the plan");
+        // A value that is given takes the place of the parent's.
+        dir.writes.retain(|write| !limited.writes.iter().any(|given| write.inherit && given.file == write.file));
+        dir.writes.extend(limited.writes);
+    }
+    Ok(plan)
+}
+
+/// Compiles new limits of a running container into writes (CRI `UpdateContainerResources`).
+///
+/// # Errors
+/// When a value is bad or this host cannot enforce it. Device rules cannot be updated.
+pub fn update(
+    resources: &LinuxResources,
+    path: &CgroupPath,
+    facts: &HostFacts,
+) -> Result<Vec<CgroupDir>, CompileError> {
+    if resources.devices().as_ref().is_some_and(|rules| !rules.is_empty()) {
+        return Err(unsupported("linux.resources.devices of an update"));
+    }
+    let mut limits = Limits::new(&facts.cgroup, path);
+    limits.resources(resources)?;
+    Ok(limits.into_dirs())
+}
+
+/// Lists the cgroup's directories, parents first, with what must be in them before a process may come.
+fn directories(path: &CgroupPath, layout: &CgroupLayout) -> Vec<CgroupDir> {
+    let mut dirs = Vec::new();
+    if let Some(v2) = layout.v2() {
+        // One write a controller: where one is not delegated to us the others still work, and a limit that needs it
+        // fails by its own file's name.
+        let enable = || v2.controllers.iter().map(|it| lenient(SUBTREE_CONTROL, format!("+{it}"))).collect();
+        let parents = [v2.mount.clone()].into_iter().chain(path.ancestors_below(&v2.mount));
+        dirs.extend(parents.map(|path| CgroupDir { path, writes: enable() }));
+        dirs.push(CgroupDir { path: path.below(&v2.mount), writes: Vec::new() });
+    }
+    for hierarchy in layout.v1() {
+        let cpuset = hierarchy.controllers.iter().any(|it| it == "cpuset");
+        let writes: Vec<CgroupWrite> =
+            if cpuset { CPUSET_FILES.iter().map(|file| inherit(*file)).collect() } else { Vec::new() };
+        let below = path.ancestors_below(&hierarchy.mount).into_iter().chain([path.below(&hierarchy.mount)]);
+        dirs.extend(below.map(|path| CgroupDir { path, writes: writes.clone() }));
+    }
+    dirs
+}
+
+/// Plans a mount of type `cgroup`: what a container sees of its own cgroup.
+pub(crate) fn mount(path: &CgroupPath, layout: &CgroupLayout, namespace: bool) -> CgroupMount {
+    let view = |name: &str, mount: &String| CgroupView { name: name.to_owned(), source: path.below(mount) };
+    if layout.is_v2() {
+        // Without a namespace of its own a fresh mount would show the host's whole tree.
+        let bound = layout.v2().filter(|_| !namespace);
+        return CgroupMount { views: bound.map(|v2| view("", &v2.mount)).into_iter().collect() };
+    }
+    let v1 = layout.v1().iter().flat_map(|hierarchy| {
+        let names = hierarchy.controllers.iter().chain(&hierarchy.name);
+        names.map(|name| view(name, &hierarchy.mount))
+    });
+    let v2 = layout.v2().map(|v2| view("unified", &v2.mount));
+    CgroupMount { views: v1.chain(v2).collect() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::facts::tests::{hybrid, legacy, unified};
+
+    fn path() -> CgroupPath {
+        "/podwright/a".parse().unwrap()
+    }
+
+    #[test]
+    fn a_v2_cgroup_gets_its_controllers_from_every_parent() {
+        let plan = bare(&path(), &unified().cgroup);
+        let dirs: Vec<_> = plan.dirs.iter().map(|dir| (dir.path.as_str(), dir.writes.len())).collect();
+        assert_eq!(dirs, [("/sys/fs/cgroup", 8), ("/sys/fs/cgroup/podwright", 8), ("/sys/fs/cgroup/podwright/a", 0)]);
+        assert!(plan.dirs[0].writes.iter().all(|write| write.lenient));
+        assert!(plan.join.is_empty());
+        assert_eq!(plan.memory_events.unwrap().path, "/sys/fs/cgroup/podwright/a/memory.events");
+    }
+
+    #[test]
+    fn a_v1_cpuset_is_inherited_all_the_way_unless_given() {
+        let resources: LinuxResources = serde_json::from_str(r#"{"cpu": {"cpus": "0-1"}}"#).unwrap();
+        let plan = container(&path(), Some(&resources), &legacy().cgroup).unwrap();
+        let writes = |dir: &str| {
+            let dir = plan.dirs.iter().find(|it| it.path == dir).unwrap();
+            dir.writes.iter().map(|it| (it.file.as_str(), it.value.as_str(), it.inherit)).collect::<Vec<_>>()
+        };
+        let inherited = [("cpuset.cpus", "", true), ("cpuset.mems", "", true)];
+        assert_eq!(writes("/sys/fs/cgroup/cpuset/podwright"), inherited);
+        assert_eq!(
+            writes("/sys/fs/cgroup/cpuset/podwright/a"),
+            [("cpuset.mems", "", true), ("cpuset.cpus", "0-1", false)]
+        );
+        assert_eq!(plan.exec_parent, "/sys/fs/cgroup/freezer/podwright/a");
+        assert_eq!(plan.unified, "");
+    }
+
+    #[test]
+    fn a_hybrid_cgroup_joins_v1_and_starts_in_v2() {
+        let plan = container(&path(), None, &hybrid().cgroup).unwrap();
+        assert_eq!(plan.join.len(), 8);
+        assert_eq!(plan.unified, "/sys/fs/cgroup/unified/podwright/a");
+        assert_eq!(plan.exec_parent, plan.unified);
+        assert!(plan.device_program.is_empty(), "the v1 controller has the rules");
+        assert_eq!(plan.memory_events.unwrap().path, "/sys/fs/cgroup/memory/podwright/a/memory.oom_control");
+    }
+
+    #[test]
+    fn a_container_sees_its_own_cgroup_only() {
+        assert!(mount(&path(), &unified().cgroup, true).views.is_empty());
+        let whole = mount(&path(), &unified().cgroup, false).views;
+        assert_eq!(whole, [CgroupView { name: String::new(), source: "/sys/fs/cgroup/podwright/a".to_owned() }]);
+        let views = mount(&path(), &hybrid().cgroup, true).views;
+        let source = |name: &str| views.iter().find(|view| view.name == name).map(|view| view.source.as_str());
+        assert_eq!(source("cpuacct"), Some("/sys/fs/cgroup/cpu,cpuacct/podwright/a"));
+        assert_eq!(source("systemd"), Some("/sys/fs/cgroup/systemd/podwright/a"));
+        assert_eq!(source("unified"), Some("/sys/fs/cgroup/unified/podwright/a"));
+    }
+
+    #[test]
+    fn an_update_touches_only_what_it_names() {
+        let resources: LinuxResources = serde_json::from_str(r#"{"memory": {"limit": 1000}}"#).unwrap();
+        let dirs = update(&resources, &path(), &unified()).unwrap();
+        assert_eq!(dirs.len(), 1);
+        assert_eq!((dirs[0].writes.len(), dirs[0].writes[0].file.as_str()), (1, "memory.max"));
+        let devices: LinuxResources = serde_json::from_str(r#"{"devices": [{"allow": false}]}"#).unwrap();
+        assert!(update(&devices, &path(), &unified()).is_err());
+    }
+}

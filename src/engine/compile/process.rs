@@ -1,0 +1,211 @@
+//! `process`: the program, who it runs as, and what it may.
+
+use oci_spec::runtime::{PosixRlimit, PosixRlimitType, Process};
+use podwright_plan::wire;
+
+use crate::capabilities;
+use crate::error::{CompileError, invalid, missing, unsupported};
+use crate::facts::HostFacts;
+use crate::mounts::absolute;
+use crate::seccomp::Filter;
+
+/// What the kernel accepts in /proc/self/oom_score_adj.
+const OOM_SCORE_ADJ: std::ops::RangeInclusive<i32> = -1000..=1000;
+
+/// Compiles a process with the container's system call filter.
+pub(crate) fn process(process: &Process, filter: Filter, facts: &HostFacts) -> Result<wire::Process, CompileError> {
+    refuse_unsupported(process)?;
+    let args = process.args().as_deref().unwrap_or_default();
+    if args.first().is_none_or(String::is_empty) {
+        return Err(missing("process.args"));
+    }
+    if let Some(adj) = process.oom_score_adj().filter(|adj| !OOM_SCORE_ADJ.contains(adj)) {
+        return Err(invalid("process.oomScoreAdj", adj.to_string(), "is not between -1000 and 1000"));
+    }
+    Ok(wire::Process {
+        args: texts(args, "process.args")?,
+        env: environment(process.env().as_deref().unwrap_or_default())?,
+        cwd: absolute(process.cwd(), "process.cwd")?,
+        user: Some(wire::User {
+            uid: process.user().uid(),
+            gid: process.user().gid(),
+            additional_gids: process.user().additional_gids().clone().unwrap_or_default(),
+            umask: process.user().umask(),
+        }),
+        capabilities: Some(capabilities::sets(process.capabilities().as_ref(), facts)?),
+        no_new_privileges: process.no_new_privileges().unwrap_or(false),
+        rlimits: rlimits(process.rlimits().as_deref().unwrap_or_default())?,
+        oom_score_adj: process.oom_score_adj(),
+        seccomp: filter.program,
+        seccomp_flags: filter.flags,
+        terminal: process.terminal().unwrap_or(false),
+        console_size: process.console_size().map(|size| console_size(&size)).transpose()?,
+        apparmor_profile: apparmor(process, facts)?,
+        selinux_label: selinux(process, facts)?,
+    })
+}
+
+fn refuse_unsupported(process: &Process) -> Result<(), CompileError> {
+    for (field, present) in [
+        ("process.commandLine", process.command_line().is_some()),
+        ("process.ioPriority", process.io_priority().is_some()),
+        ("process.scheduler", process.scheduler().is_some()),
+        ("process.execCPUAffinity", process.exec_cpu_affinity().is_some()),
+        ("process.user.username", process.user().username().as_ref().is_some_and(|name| !name.is_empty())),
+    ] {
+        if present {
+            return Err(unsupported(field));
+        }
+    }
+    Ok(())
+}
+
+fn texts(texts: &[String], field: &str) -> Result<Vec<Vec<u8>>, CompileError> {
+    match texts.iter().find(|text| text.contains('\0')) {
+        Some(text) => Err(invalid(field, text, "has a NUL")),
+        None => Ok(texts.iter().map(|text| text.clone().into_bytes()).collect()),
+    }
+}
+
+fn environment(env: &[String]) -> Result<Vec<Vec<u8>>, CompileError> {
+    // The value may be a secret: an error shows the name alone, and nothing when there is none.
+    match env.iter().find(|variable| variable.find('=').is_none_or(|at| at == 0)) {
+        Some(_) => Err(invalid("process.env", "", "is not of the form NAME=value")),
+        None => match env.iter().find(|variable| variable.contains('\0')) {
+            Some(variable) => {
+                let name = variable.split('=').next().unwrap_or_default().replace('\0', "\\0");
+                Err(invalid("process.env", name, "has a NUL"))
+            }
+            None => texts(env, "process.env"),
+        },
+    }
+}
+
+fn console_size(size: &oci_spec::runtime::Box) -> Result<wire::ConsoleSize, CompileError> {
+    // What the terminal's struct winsize holds.
+    let cells = |name: &str, value: u64| match u16::try_from(value) {
+        Ok(value) => Ok(u32::from(value)),
+        Err(_) => Err(invalid(format!("process.consoleSize.{name}"), value.to_string(), "is above 65535")),
+    };
+    Ok(wire::ConsoleSize { width: cells("width", size.width())?, height: cells("height", size.height())? })
+}
+
+fn rlimits(limits: &[PosixRlimit]) -> Result<Vec<wire::Rlimit>, CompileError> {
+    let mut compiled: Vec<wire::Rlimit> = Vec::new();
+    for limit in limits {
+        let refuse = |problem| Err(invalid("process.rlimits", limit.typ().to_string(), problem));
+        let resource = resource(limit.typ());
+        if compiled.iter().any(|earlier| earlier.resource == resource) {
+            return refuse("is listed twice");
+        }
+        if limit.soft() > limit.hard() {
+            return refuse("has a soft limit above the hard one");
+        }
+        compiled.push(wire::Rlimit { resource, soft: limit.soft(), hard: limit.hard() });
+    }
+    Ok(compiled)
+}
+
+/// The numbers of asm-generic/resource.h, which x86 and ARM use.
+fn resource(kind: PosixRlimitType) -> u32 {
+    match kind {
+        PosixRlimitType::RlimitCpu => 0,
+        PosixRlimitType::RlimitFsize => 1,
+        PosixRlimitType::RlimitData => 2,
+        PosixRlimitType::RlimitStack => 3,
+        PosixRlimitType::RlimitCore => 4,
+        PosixRlimitType::RlimitRss => 5,
+        PosixRlimitType::RlimitNproc => 6,
+        PosixRlimitType::RlimitNofile => 7,
+        PosixRlimitType::RlimitMemlock => 8,
+        PosixRlimitType::RlimitAs => 9,
+        PosixRlimitType::RlimitLocks => 10,
+        PosixRlimitType::RlimitSigpending => 11,
+        PosixRlimitType::RlimitMsgqueue => 12,
+        PosixRlimitType::RlimitNice => 13,
+        PosixRlimitType::RlimitRtprio => 14,
+        PosixRlimitType::RlimitRttime => 15,
+    }
+}
+
+fn apparmor(process: &Process, facts: &HostFacts) -> Result<String, CompileError> {
+    let profile = process.apparmor_profile().clone().unwrap_or_default();
+    // Where AppArmor is off every process is unconfined, which is what this profile asks for.
+    if facts.apparmor || profile.is_empty() {
+        Ok(profile)
+    } else if profile == "unconfined" {
+        Ok(String::new())
+    } else {
+        let field = "process.apparmorProfile";
+        Err(CompileError::NoSecurityModule { field, value: profile, module: "AppArmor" })
+    }
+}
+
+fn selinux(process: &Process, facts: &HostFacts) -> Result<String, CompileError> {
+    let label = process.selinux_label().clone().unwrap_or_default();
+    if facts.selinux || label.is_empty() {
+        Ok(label)
+    } else {
+        Err(CompileError::NoSecurityModule { field: "process.selinuxLabel", value: label, module: "SELinux" })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::facts::tests::unified;
+
+    fn compile(change: impl FnOnce(&mut Process) -> &mut Process) -> Result<wire::Process, String> {
+        let mut it = Process::default();
+        it.set_capabilities(None);
+        change(&mut it);
+        process(&it, Filter::default(), &unified()).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_program_needs_a_name_and_an_absolute_directory() {
+        assert!(compile(|it| it).is_ok());
+        assert_eq!(compile(|it| it.set_args(None)).unwrap_err(), "process.args is missing");
+        assert_eq!(compile(|it| it.set_args(Some(vec![String::new()]))).unwrap_err(), "process.args is missing");
+        assert!(compile(|it| it.set_cwd("srv".into())).unwrap_err().contains("process.cwd"));
+    }
+
+    #[test]
+    fn a_bad_variable_is_refused_without_showing_its_value() {
+        for bad in ["SECRET", "=SECRET", "A=SECRET\0"] {
+            let error = compile(|it| it.set_env(Some(vec![bad.to_owned()]))).unwrap_err();
+            assert!(error.contains("process.env") && !error.contains("SECRET"), "{error}");
+        }
+        assert_eq!(compile(|it| it.set_env(Some(vec!["A=b=c".to_owned()]))).unwrap().env, [b"A=b=c".to_vec()]);
+    }
+
+    #[test]
+    fn limits_have_the_kernels_numbers() {
+        let limit = |soft, hard| {
+            let mut limit: PosixRlimit = serde_json::from_str(r#"{"type": "RLIMIT_NOFILE"}"#).unwrap();
+            limit =
+                serde_json::from_value(serde_json::json!({"type": limit.typ(), "soft": soft, "hard": hard})).unwrap();
+            limit
+        };
+        let compiled = compile(|it| it.set_rlimits(Some(vec![limit(1024, u64::MAX)]))).unwrap();
+        assert_eq!(compiled.rlimits, [wire::Rlimit { resource: 7, soft: 1024, hard: u64::MAX }]);
+        assert!(compile(|it| it.set_rlimits(Some(vec![limit(2, 1)]))).unwrap_err().contains("RLIMIT_NOFILE"));
+        let twice = vec![limit(1, 1), limit(1, 1)];
+        assert!(compile(|it| it.set_rlimits(Some(twice))).unwrap_err().contains("listed twice"));
+    }
+
+    #[test]
+    fn a_security_module_that_is_off_is_named() {
+        let error = compile(|it| it.set_apparmor_profile(Some("nginx".to_owned()))).unwrap_err();
+        assert_eq!(error, "process.apparmorProfile: \"nginx\" needs AppArmor, which this host does not run");
+        let unconfined = compile(|it| it.set_apparmor_profile(Some("unconfined".to_owned()))).unwrap();
+        assert_eq!(unconfined.apparmor_profile, "");
+        assert!(compile(|it| it.set_selinux_label(Some("a:b:c".to_owned()))).unwrap_err().contains("SELinux"));
+    }
+
+    #[test]
+    fn scores_outside_the_kernels_range_are_refused() {
+        assert_eq!(compile(|it| it.set_oom_score_adj(Some(-998))).unwrap().oom_score_adj, Some(-998));
+        assert!(compile(|it| it.set_oom_score_adj(Some(1001))).unwrap_err().contains("process.oomScoreAdj"));
+    }
+}
