@@ -13,7 +13,7 @@ use crate::inroot::Root;
 use crate::pending::{Pending, Stdio};
 use crate::pod::{self, Pod};
 use crate::program::{self, Program};
-use crate::start::tell;
+use crate::start::{open_unified, tell};
 use crate::status::{self, Reporter};
 use crate::streams::Streams;
 use crate::{cgroup, console};
@@ -145,17 +145,15 @@ struct Joining<'a> {
 impl Joining<'_> {
     fn fork(&self, pod: &Pod) -> Result<Child, Failure> {
         let facts = self.container.facts;
-        let unified = match facts.exec_unified(self.leaf) {
-            Some(dir) => Some(cgroup::open_dir(&dir).in_shim("open cgroup", dir.display())?),
-            None => None,
-        };
+        let group = facts.exec_unified(self.leaf).unwrap_or_default().display().to_string();
+        let unified = open_unified(&group)?;
         let mut keep: Vec<_> = self.streams.descriptors().collect();
         keep.extend([self.reporter.as_fd(), self.container.pidfd]);
         let fork = Fork { new_pid_namespace: false, cgroup: unified.as_ref().map(AsFd::as_fd), keep: &keep };
         // A process never changes its own pid namespace: the shim forks into the container's, so that the child is its own
         // and needs no second fork.
         let pid_namespace = facts.own_pid_namespace.then_some(self.container.pidfd);
-        pod.fork_in(pid_namespace, &fork, || tell(&self.reporter, self.run()))
+        pod.fork_in(pid_namespace, &fork, &group, || tell(&self.reporter, self.run()))
     }
 
     fn run(&self) -> Failure {

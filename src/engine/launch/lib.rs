@@ -9,6 +9,9 @@
 //! Nothing here waits for anything a user controls: sources on a dead NFS server are opened by the forked process,
 //! which can be killed. Nothing is mounted in the host's mount namespace.
 //!
+//! A container's program may name the shim's own file by `/proc/self/exe` in its first line and have it executed in the
+//! container; it cannot write to it, since the kernel refuses that (`ETXTBSY`) while any shim runs, its own pod's for one.
+//!
 //! The caller is the parent of every process started here and reaps it: a child whose set-up failed has exited with
 //! code 1 by the time [`Pending::outcome`] tells the failure, or is about to. Cgroups of a failed start are the caller's
 //! to remove once the child is reaped ([`cgroup::remove`]).

@@ -88,17 +88,19 @@ impl Pod {
         }
     }
 
-    /// Forks in the pid namespace that `of` is in, or the caller's own without it.
+    /// Forks in the pid namespace that `of` is in, or the caller's own without it. The kernel refuses mostly for the cgroup:
+    /// `subject` names it.
     pub(crate) fn fork_in(
         &self,
         of: Option<BorrowedFd<'_>>,
         fork: &Fork<'_>,
+        subject: &str,
         child: impl FnOnce() -> i32,
     ) -> Result<Child, Failure> {
-        let Some(of) = of else { return fork.spawn(child).in_shim("fork", "") };
+        let Some(of) = of else { return fork.spawn(child).in_shim("fork", subject) };
         // Only children are affected: the caller's own pid namespace never changes.
         move_into_thread_name_spaces(of, ThreadNameSpaceType::PROCESS_ID).in_shim("enter the pid namespace", "")?;
-        let forked = fork.spawn(child).in_shim("fork", "");
+        let forked = fork.spawn(child).in_shim("fork", subject);
         let returned = move_into_link_name_space(self.pid_namespace.as_fd(), Some(LinkNameSpaceType::ProcessID))
             .in_shim("return to the pid namespace", "");
         if let (Err(_), Ok(child)) = (&returned, &forked) {

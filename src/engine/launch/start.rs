@@ -59,7 +59,7 @@ fn fork(
     keep.push(init.reporter.as_fd());
     keep.extend(pod.mounts().iter().flat_map(|mounts| mounts.descriptors()));
     let fork = Fork { new_pid_namespace, cgroup: cgroup.as_ref().map(AsFd::as_fd), keep: &keep };
-    pod.fork_in(pid_namespace, &fork, || tell(&init.reporter, init.run()))
+    pod.fork_in(pid_namespace, &fork, &group.unified, || tell(&init.reporter, init.run()))
 }
 
 /// The v2 directory to clone into, `None` on a pure v1 host.
