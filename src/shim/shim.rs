@@ -9,7 +9,7 @@ use podwright_launch::Pod;
 use podwright_plan::frame;
 use podwright_plan::wire::frame::Kind;
 use podwright_plan::wire::{self, Frame, Reply, event, reply};
-use podwright_sys::{heap, signalling::ChildExits};
+use podwright_sys::{idle_memory, signalling::ChildExits};
 use rustix::io::Errno;
 use rustix::net::SocketFlags;
 
@@ -190,7 +190,7 @@ impl Shim {
             Timer::Alone => {}
             Timer::Quiet => {
                 self.scratch.clear();
-                heap::trim();
+                idle_memory::release();
             }
             Timer::ExecTimeout(serial) => self.exec_timed_out(serial),
             Timer::ContainerEnding(serial) => self.check_ending(serial),

@@ -9,7 +9,7 @@ pub mod caps;
 pub mod cgroup;
 pub mod clone;
 pub mod fds;
-pub mod heap;
+pub mod idle_memory;
 pub mod loopback;
 pub mod mount;
 pub mod netns;

@@ -123,14 +123,19 @@ impl Shim {
 }
 
 impl Drop for Shim {
-    /// For a test that failed: nothing it started may stay.
+    /// For a test that failed: nothing it started may stay. What does all the same is not worth a second panic.
     fn drop(&mut self) {
-        if let Ok(None) = self.process.try_wait() {
-            for dir in self.remains() {
-                let _ = fs::write(dir.join("cgroup.kill"), "1");
-            }
-            let _ = self.process.kill();
-            let _ = self.process.wait();
+        if !matches!(self.process.try_wait(), Ok(None)) {
+            return;
+        }
+        // The shim is in one of the cgroups.
+        for dir in self.remains() {
+            let _ = fs::write(dir.join("cgroup.kill"), "1");
+        }
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+        for dir in self.remains() {
+            let _ = podwright_launch::cgroup::remove(&dir);
         }
     }
 }
