@@ -1,0 +1,397 @@
+//! Applies a layer's members to its directory, as overlayfs wants a lower layer to be.
+//!
+//! Whiteouts become character devices 0:0, opaque markers the `trusted.overlay.opaque` attribute; a layer may bring
+//! neither of its own accord. Everything lands inside the tree, whatever names and links the archive holds (see
+//! `tree.rs`), and each error names its entry.
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
+use std::rc::Rc;
+
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
+use rustix::io::Errno;
+
+use crate::archive::{ArchiveError, Kind, Member, Members};
+use crate::sparse::Map;
+use crate::tree::{self, ParentError, Tree};
+use crate::usage::Amount;
+
+const WHITEOUT: &[u8] = b".wh.";
+/// AUFS's own files begin with it; of them only the opaque marker has a meaning elsewhere.
+const WHITEOUT_META: &[u8] = b".wh..wh.";
+const WHITEOUT_OPAQUE: &[u8] = b".wh..wh..opq";
+const BUFFER: usize = 128 << 10;
+
+/// Why a layer could not be applied.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ApplyError {
+    /// The stream is no usable archive.
+    #[error(transparent)]
+    Archive(#[from] ArchiveError),
+    /// The stream broke off inside an entry's data.
+    #[error("read the data of entry {entry:?}")]
+    Data { entry: String, source: io::Error },
+    /// One entry cannot be applied.
+    #[error("entry {entry:?}")]
+    Entry { entry: String, source: EntryError },
+    /// The layer's directory itself.
+    #[error("open the layer's directory")]
+    Root(#[source] io::Error),
+}
+
+/// What is wrong with an entry.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum EntryError {
+    #[error("its path leads out of the layer")]
+    Outside,
+    #[error("its path has a NUL byte")]
+    Nul,
+    #[error("the root of a layer can only be a directory")]
+    Root,
+    #[error("it is no valid whiteout")]
+    Whiteout,
+    #[error("the attribute {0:?} is the overlay file system's own: no layer may bring it")]
+    ReservedXattr(String),
+    #[error("the hard link's target {0:?} leads out of the layer")]
+    LinkOutside(String),
+    #[error("the hard link's target {0:?} is not in this layer")]
+    LinkMissing(String),
+    #[error("{0}")]
+    Parent(ParentError),
+    #[error("{step}")]
+    Io { step: &'static str, source: io::Error },
+}
+
+impl ApplyError {
+    /// Tells whether the stream is at fault: then its digest may be wrong, which is the better error.
+    pub(crate) fn is_stream(&self) -> bool {
+        matches!(self, Self::Archive(_) | Self::Data { .. })
+    }
+}
+
+/// Applies all of an archive below `tree` and returns what it takes on disk.
+pub(crate) fn apply(archive: impl Read, tree: &Tree) -> Result<Amount, ApplyError> {
+    let mut members = Members::new(archive);
+    let mut applier = Applier {
+        tree,
+        parent: None,
+        times: HashMap::new(),
+        amount: Amount { bytes: 0, inodes: 1 },
+        buffer: vec![0; BUFFER],
+    };
+    while let Some(member) = members.next()? {
+        applier.member(&member, &mut members).map_err(|fault| {
+            let entry = String::from_utf8_lossy(&member.path[..member.path.len().min(1000)]).into_owned();
+            match fault {
+                Fault::Data(source) => ApplyError::Data { entry, source },
+                Fault::Entry(source) => ApplyError::Entry { entry, source },
+            }
+        })?;
+    }
+    applier.finish()
+}
+
+enum Fault {
+    Data(io::Error),
+    Entry(EntryError),
+}
+
+impl From<EntryError> for Fault {
+    fn from(error: EntryError) -> Self {
+        Self::Entry(error)
+    }
+}
+
+struct Applier<'a> {
+    tree: &'a Tree,
+    /// The directory that the last entry went into: archives list directory by directory.
+    parent: Option<(Vec<u8>, Rc<OwnedFd>)>,
+    /// Directories' times, set at the end: every entry made in a directory changes its own.
+    times: HashMap<Vec<u8>, (i64, u32)>,
+    amount: Amount,
+    buffer: Vec<u8>,
+}
+
+fn step<T, E: Into<io::Error>>(step: &'static str, result: Result<T, E>) -> Result<T, EntryError> {
+    result.map_err(|source| EntryError::Io { step, source: source.into() })
+}
+
+/// Splits a path of the archive into the names on its way. An absolute one begins at the layer's root.
+fn split(path: &[u8]) -> Result<Vec<&[u8]>, EntryError> {
+    if path.contains(&0) {
+        return Err(EntryError::Nul);
+    }
+    let names: Vec<&[u8]> = path.split(|byte| *byte == b'/').filter(|name| !matches!(*name, b"" | b".")).collect();
+    if names.contains(&&b".."[..]) { Err(EntryError::Outside) } else { Ok(names) }
+}
+
+impl Applier<'_> {
+    fn member(&mut self, member: &Member, data: &mut Members<impl Read>) -> Result<(), Fault> {
+        let names = split(&member.path)?;
+        let Some((name, parents)) = names.split_last() else {
+            return Ok(self.root(member)?);
+        };
+        if name.starts_with(WHITEOUT) || parents.iter().any(|parent| parent.starts_with(WHITEOUT)) {
+            return Ok(self.whiteout(name, parents)?);
+        }
+        for (key, _) in &member.xattrs {
+            if key.starts_with(b"trusted.overlay.") || key.starts_with(b"user.overlay.") {
+                return Err(EntryError::ReservedXattr(String::from_utf8_lossy(key).into_owned()).into());
+            }
+        }
+        let parent = self.parent(parents)?;
+        if member.kind != Kind::Directory {
+            self.times.remove(&names.join(&b'/'));
+        }
+        match &member.kind {
+            Kind::File { size, sparse } => return self.file(&parent, name, member, *size, sparse.as_ref(), data),
+            Kind::HardLink { target } => return Ok(self.hard_link(&parent, name, target)?),
+            Kind::Directory => {
+                self.directory(&parent, name)?;
+                self.times.insert(names.join(&b'/'), member.mtime);
+            }
+            Kind::Symlink { target } => {
+                self.clear(&parent, name)?;
+                step("make the symbolic link", rustix::fs::symlinkat(target.as_slice(), &*parent, *name))?;
+            }
+            Kind::Character { major, minor } => {
+                self.node(&parent, name, FileType::CharacterDevice, *major, *minor)?;
+            }
+            Kind::Block { major, minor } => self.node(&parent, name, FileType::BlockDevice, *major, *minor)?,
+            Kind::Fifo => self.node(&parent, name, FileType::Fifo, 0, 0)?,
+        }
+        Ok(self.metadata(&parent, name, member)?)
+    }
+
+    /// An entry for the root sets the layer directory's own attributes.
+    fn root(&mut self, member: &Member) -> Result<(), EntryError> {
+        if member.kind != Kind::Directory {
+            return Err(EntryError::Root);
+        }
+        let root = Rc::new(step("open the layer's root", self.tree.directory(&[]))?);
+        self.metadata(&root, b".", member)?;
+        self.times.insert(Vec::new(), member.mtime);
+        Ok(())
+    }
+
+    fn parent(&mut self, names: &[&[u8]]) -> Result<Rc<OwnedFd>, EntryError> {
+        let path = names.join(&b'/');
+        match &self.parent {
+            Some((known, parent)) if *known == path => Ok(Rc::clone(parent)),
+            _ => {
+                let (parent, made) = self.tree.make_directory(names).map_err(EntryError::Parent)?;
+                self.amount.add_directories(made);
+                let parent = Rc::new(parent);
+                self.parent = Some((path, Rc::clone(&parent)));
+                Ok(parent)
+            }
+        }
+    }
+
+    /// Makes room for an entry: a later one replaces an earlier one, whatever either is.
+    fn clear(&mut self, parent: &OwnedFd, name: &[u8]) -> Result<(), EntryError> {
+        if step("look for an earlier entry of this name", tree::stat(parent, name))?.is_some() {
+            // What is removed may have been on the way to the remembered directory.
+            self.parent = None;
+            step("remove the earlier entry of this name", tree::remove(parent.as_fd(), name))?;
+        }
+        Ok(())
+    }
+
+    fn directory(&mut self, parent: &OwnedFd, name: &[u8]) -> Result<(), EntryError> {
+        let found = step("look for an earlier entry of this name", tree::stat(parent, name))?;
+        if found.as_ref().is_some_and(|found| tree::file_type(found) == FileType::Directory) {
+            return Ok(());
+        }
+        self.clear(parent, name)?;
+        step("make the directory", rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(0o700)))?;
+        self.amount.add_directories(1);
+        if found.as_ref().is_some_and(tree::is_whiteout) {
+            // The whiteout hid a lower directory, whose contents must not come through this one.
+            step("make the directory opaque", tree::set_opaque(parent.as_fd(), name))?;
+        }
+        Ok(())
+    }
+
+    fn node(
+        &mut self,
+        parent: &OwnedFd,
+        name: &[u8],
+        kind: FileType,
+        major: u32,
+        minor: u32,
+    ) -> Result<(), EntryError> {
+        self.clear(parent, name)?;
+        let device = rustix::fs::makedev(major, minor);
+        step("make the node", rustix::fs::mknodat(parent, name, kind, Mode::from_raw_mode(0o600), device))?;
+        self.amount.add_file(0);
+        Ok(())
+    }
+
+    fn hard_link(&mut self, parent: &OwnedFd, name: &[u8], target: &[u8]) -> Result<(), EntryError> {
+        let shown = || String::from_utf8_lossy(&target[..target.len().min(1000)]).into_owned();
+        let names = split(target).map_err(|_| EntryError::LinkOutside(shown()))?;
+        let (last, parents) = names.split_last().ok_or_else(|| EntryError::LinkMissing(shown()))?;
+        let from = match self.tree.directory(parents) {
+            Ok(fd) => fd,
+            Err(Errno::NOENT | Errno::NOTDIR) => return Err(EntryError::LinkMissing(shown())),
+            Err(errno) => return step("open the hard link's directory", Err(errno)),
+        };
+        let found = step("look at the hard link's target", tree::stat(&from, last))?;
+        let target = found.ok_or_else(|| EntryError::LinkMissing(shown()))?;
+        let earlier = step("look for an earlier entry of this name", tree::stat(parent, name))?;
+        if earlier.is_some_and(|earlier| (earlier.st_dev, earlier.st_ino) == (target.st_dev, target.st_ino)) {
+            return Ok(());
+        }
+        self.clear(parent, name)?;
+        step("make the hard link", rustix::fs::linkat(&from, *last, parent, name, AtFlags::empty()))
+    }
+
+    fn whiteout(&mut self, name: &[u8], parents: &[&[u8]]) -> Result<(), EntryError> {
+        if parents.iter().any(|parent| parent.starts_with(WHITEOUT_META)) {
+            return Ok(());
+        }
+        if parents.iter().any(|parent| parent.starts_with(WHITEOUT)) {
+            return Err(EntryError::Whiteout);
+        }
+        if name == WHITEOUT_OPAQUE {
+            let directory = self.parent(parents)?;
+            return step("make the directory opaque", tree::set_opaque(directory.as_fd(), b"."));
+        }
+        let hidden = match name.strip_prefix(WHITEOUT) {
+            _ if name.starts_with(WHITEOUT_META) => return Ok(()),
+            Some(hidden) if !matches!(hidden, b"" | b"." | b"..") => hidden,
+            _ => return Err(EntryError::Whiteout),
+        };
+        let parent = self.parent(parents)?;
+        match step("look for an entry of the hidden name", tree::stat(&parent, hidden))? {
+            None => {
+                let mode = Mode::from_raw_mode(0o000);
+                let made = rustix::fs::mknodat(&*parent, hidden, FileType::CharacterDevice, mode, 0);
+                step("make the whiteout", made)?;
+                self.amount.add_file(0);
+                Ok(())
+            }
+            // A whiteout speaks of the layers below: what this layer itself brings stays, and hides them anyway.
+            Some(found) if tree::file_type(&found) == FileType::Directory => {
+                step("make the directory opaque", tree::set_opaque(parent.as_fd(), hidden))
+            }
+            Some(_) => Ok(()),
+        }
+    }
+
+    fn file(
+        &mut self,
+        parent: &OwnedFd,
+        name: &[u8],
+        member: &Member,
+        size: u64,
+        sparse: Option<&Map>,
+        data: &mut Members<impl Read>,
+    ) -> Result<(), Fault> {
+        self.clear(parent, name)?;
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = step("make the file", rustix::fs::openat(parent, name, flags, Mode::from_raw_mode(0o600)))?;
+        let mut file = File::from(fd);
+        match sparse {
+            None => self.write(data, |bytes| file.write_all(bytes))?,
+            Some(map) => {
+                for extent in &map.extents {
+                    let mut at = extent.offset;
+                    self.write(&mut data.by_ref().take(extent.length), |bytes| {
+                        file.write_all_at(bytes, at)?;
+                        at += bytes.len() as u64;
+                        Ok(())
+                    })?;
+                }
+                step("set the file's length", file.set_len(map.real_size))?;
+            }
+        }
+        self.amount.add_file(size);
+        // Changing the owner clears the setuid bits and file capabilities: they come after it.
+        let owner = rustix::fs::fchown(&file, Some(Uid::from_raw(member.uid)), Some(Gid::from_raw(member.gid)));
+        step("set the owner", owner)?;
+        step("set the mode", rustix::fs::fchmod(&file, Mode::from_raw_mode(member.mode)))?;
+        for (key, value) in &member.xattrs {
+            let set = rustix::fs::fsetxattr(&file, key.as_slice(), value, XattrFlags::empty());
+            xattr(key, set.map_err(io::Error::from))?;
+        }
+        step("set the time", rustix::fs::futimens(&file, &times(member.mtime)))?;
+        Ok(())
+    }
+
+    fn write(&mut self, data: &mut impl Read, mut sink: impl FnMut(&[u8]) -> io::Result<()>) -> Result<(), Fault> {
+        loop {
+            match data.read(&mut self.buffer) {
+                Ok(0) => return Ok(()),
+                Ok(read) => step("write the file", sink(&self.buffer[..read]))?,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(Fault::Data(error)),
+            }
+        }
+    }
+
+    /// Sets owner, mode, attributes and time of anything but a file, links not followed.
+    fn metadata(&mut self, parent: &OwnedFd, name: &[u8], member: &Member) -> Result<(), EntryError> {
+        let (uid, gid) = (Uid::from_raw(member.uid), Gid::from_raw(member.gid));
+        step("set the owner", rustix::fs::chownat(parent, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW))?;
+        if !matches!(member.kind, Kind::Symlink { .. }) {
+            let mode = Mode::from_raw_mode(member.mode);
+            step("set the mode", rustix::fs::chmodat(parent, name, mode, AtFlags::empty()))?;
+        } else {
+            self.amount.add_file(0);
+        }
+        for (key, value) in &member.xattrs {
+            xattr(key, tree::set_xattr(parent.as_fd(), name, OsStr::from_bytes(key), value))?;
+        }
+        if member.kind != Kind::Directory {
+            let set = rustix::fs::utimensat(parent, name, &times(member.mtime), AtFlags::SYMLINK_NOFOLLOW);
+            step("set the time", set)?;
+        }
+        Ok(())
+    }
+
+    fn finish(self) -> Result<Amount, ApplyError> {
+        for (path, mtime) in &self.times {
+            let names: Vec<&[u8]> = path.split(|byte| *byte == b'/').filter(|name| !name.is_empty()).collect();
+            let set = match names.split_last() {
+                None => rustix::fs::utimensat(self.tree.root(), ".", &times(*mtime), AtFlags::SYMLINK_NOFOLLOW),
+                Some((name, parents)) => self.tree.directory(parents).and_then(|parent| {
+                    rustix::fs::utimensat(&parent, *name, &times(*mtime), AtFlags::SYMLINK_NOFOLLOW)
+                }),
+            };
+            match set {
+                // A later entry has replaced the directory, or one above it.
+                Ok(()) | Err(Errno::NOENT | Errno::NOTDIR) => {}
+                Err(errno) => {
+                    let source = EntryError::Io { step: "set the directory's time", source: errno.into() };
+                    return Err(ApplyError::Entry { entry: String::from_utf8_lossy(path).into_owned(), source });
+                }
+            }
+        }
+        Ok(self.amount)
+    }
+}
+
+/// An attribute that the file system has no room for by design (user attributes of links and nodes, any on some file
+/// systems) is left out, as other engines do; a file capability never is.
+fn xattr(key: &[u8], set: io::Result<()>) -> Result<(), EntryError> {
+    match set {
+        Err(error) if key != b"security.capability" => match Errno::from_io_error(&error) {
+            Some(Errno::NOTSUP) => Ok(()),
+            Some(Errno::PERM) if key.starts_with(b"user.") => Ok(()),
+            _ => step("set an extended attribute", Err(error)),
+        },
+        other => step("set an extended attribute", other),
+    }
+}
+
+fn times((seconds, nanos): (i64, u32)) -> Timestamps {
+    let time = Timespec { tv_sec: seconds, tv_nsec: nanos.into() };
+    Timestamps { last_access: time, last_modification: time }
+}

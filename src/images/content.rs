@@ -1,0 +1,90 @@
+//! Small blobs, manifests and configurations, kept by digest as in an OCI image layout.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use podwright_base::Digest;
+
+use crate::places::Places;
+use crate::unpack;
+
+/// The blob directory and where its blobs are written first.
+#[derive(Debug)]
+pub(crate) struct Content {
+    places: Places,
+    counter: AtomicU64,
+}
+
+impl Content {
+    pub(crate) fn new(places: Places) -> Self {
+        Self { places, counter: AtomicU64::new(0) }
+    }
+
+    /// Clears what was being written when the daemon was killed.
+    pub(crate) fn sweep(&self) -> io::Result<()> {
+        for entry in fs::read_dir(self.places.ingest())? {
+            fs::remove_file(entry?.path())?;
+        }
+        Ok(())
+    }
+
+    /// Writes a blob, synced before it has its name; one that is there stays.
+    pub(crate) fn put(&self, digest: &Digest, bytes: &[u8]) -> io::Result<()> {
+        let place = self.places.blob(digest);
+        if place.exists() {
+            return Ok(());
+        }
+        write_synced(&self.temporary(digest.hex()), &place, bytes)
+    }
+
+    /// Reads a blob and checks it against its name; `None` when it is missing or damaged.
+    pub(crate) fn get(&self, digest: &Digest) -> io::Result<Option<Vec<u8>>> {
+        match fs::read(self.places.blob(digest)) {
+            Ok(bytes) => Ok((unpack::digest(&bytes) == *digest).then_some(bytes)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Returns the bytes of all blobs together and their number.
+    pub(crate) fn list(&self) -> io::Result<Vec<(Digest, u64)>> {
+        let mut blobs = Vec::new();
+        for entry in fs::read_dir(self.places.blobs())? {
+            let entry = entry?;
+            if let Some(Ok(digest)) = entry.file_name().to_str().map(|name| format!("sha256:{name}").parse()) {
+                blobs.push((digest, entry.metadata()?.len()));
+            }
+        }
+        Ok(blobs)
+    }
+
+    pub(crate) fn remove(&self, digest: &Digest) -> io::Result<()> {
+        match fs::remove_file(self.places.blob(digest)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Returns a path in the ingest directory that nobody else uses.
+    pub(crate) fn temporary(&self, name: &str) -> PathBuf {
+        self.places.ingest().join(format!("{}-{name}", self.counter.fetch_add(1, Ordering::Relaxed)))
+    }
+}
+
+/// Writes a file beside its place, syncs it, and renames it into it: after a power cut it is there whole, or not.
+pub(crate) fn write_synced(temporary: &Path, place: &Path, bytes: &[u8]) -> io::Result<()> {
+    let written = File::create(temporary)
+        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
+        .and_then(|()| fs::rename(temporary, place));
+    if written.is_err() {
+        // The first error is the one that matters; the next start clears what stays.
+        let _ = fs::remove_file(temporary);
+        return written;
+    }
+    match place.parent() {
+        Some(directory) => File::open(directory)?.sync_all(),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,137 @@
+//! What Podwright knows of an image, and its record on disk.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use oci_spec::image::ImageConfiguration;
+use podwright_base::Digest;
+use serde::{Deserialize, Serialize};
+
+use crate::content;
+
+/// The newest record this version writes, and the only one it reads.
+const VERSION: u32 = 1;
+
+/// An image on this node (CRI `Image`).
+#[derive(Debug, Clone, PartialEq)]
+pub struct Image {
+    /// The digest of its configuration (CRI `id`).
+    pub id: Digest,
+    /// Names with a tag, canonical (CRI `repo_tags`).
+    pub tags: Vec<String>,
+    /// Names with the digest they were pulled by: the index's where there is one (CRI `repo_digests`).
+    pub digests: Vec<String>,
+    /// Bytes of its unpacked layers on disk (CRI `size`).
+    pub size: u64,
+    /// The diffIDs of its layers, bottom first.
+    pub layers: Vec<Digest>,
+    /// How its processes are run.
+    pub config: ImageConfiguration,
+    /// The digest of its manifest for this platform.
+    pub manifest: Digest,
+    /// Whether the garbage collection of the kubelet has to leave it alone (CRI `pinned`).
+    pub pinned: bool,
+    /// When it was last pulled or loaded, in Unix nanoseconds: where two records claim a tag, the younger has it.
+    pub(crate) updated: i64,
+}
+
+/// What the record keeps; the configuration is a blob of its own.
+#[derive(Debug, Serialize, Deserialize)]
+struct Record {
+    version: u32,
+    id: Digest,
+    tags: Vec<String>,
+    digests: Vec<String>,
+    size: u64,
+    layers: Vec<Digest>,
+    manifest: Digest,
+    pinned: bool,
+    updated: i64,
+}
+
+/// Why a record cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RecordError {
+    #[error("read it")]
+    Read(#[source] io::Error),
+    #[error("it is no record")]
+    Parse(#[source] serde_json::Error),
+    #[error("it has version {0}; this daemon reads version {VERSION}")]
+    Version(u32),
+    #[error("its name is not that of the image {0} in it")]
+    Name(Digest),
+    #[error("read the configuration {0}")]
+    ConfigRead(Digest, #[source] io::Error),
+    #[error("the configuration {0} is missing or damaged")]
+    ConfigMissing(Digest),
+    #[error("the configuration {0} does not parse")]
+    ConfigParse(Digest, #[source] oci_spec::OciSpecError),
+    #[error("the layer {0} is missing")]
+    Layer(Digest),
+}
+
+impl Image {
+    /// Writes the image's record: the moment from which the image exists.
+    pub(crate) fn write(&self, temporary: &Path, place: &Path) -> io::Result<()> {
+        let record = Record {
+            version: VERSION,
+            id: self.id.clone(),
+            tags: self.tags.clone(),
+            digests: self.digests.clone(),
+            size: self.size,
+            layers: self.layers.clone(),
+            manifest: self.manifest.clone(),
+            pinned: self.pinned,
+            updated: self.updated,
+        };
+        content::write_synced(temporary, place, &serde_json::to_vec(&record)?)
+    }
+
+    /// Reads a record and its configuration, and makes sure that all layers are there.
+    pub(crate) fn read(
+        place: &Path,
+        content: &content::Content,
+        has_layer: impl Fn(&Digest) -> bool,
+    ) -> Result<Self, RecordError> {
+        #[derive(Deserialize)]
+        struct Version {
+            version: u32,
+        }
+        let bytes = fs::read(place).map_err(RecordError::Read)?;
+        let Version { version } = serde_json::from_slice(&bytes).map_err(RecordError::Parse)?;
+        if version != VERSION {
+            return Err(RecordError::Version(version));
+        }
+        let record: Record = serde_json::from_slice(&bytes).map_err(RecordError::Parse)?;
+        let id = record.id;
+        if place.file_stem().and_then(|stem| stem.to_str()) != Some(id.hex()) {
+            return Err(RecordError::Name(id));
+        }
+        let config = content.get(&id).map_err(|error| RecordError::ConfigRead(id.clone(), error))?;
+        let config = config.ok_or_else(|| RecordError::ConfigMissing(id.clone()))?;
+        let config = ImageConfiguration::from_reader(config.as_slice())
+            .map_err(|error| RecordError::ConfigParse(id.clone(), error))?;
+        if let Some(missing) = record.layers.iter().find(|layer| !has_layer(layer)) {
+            return Err(RecordError::Layer(missing.clone()));
+        }
+        Ok(Self {
+            id,
+            tags: record.tags,
+            digests: record.digests,
+            size: record.size,
+            layers: record.layers,
+            config,
+            manifest: record.manifest,
+            pinned: record.pinned,
+            updated: record.updated,
+        })
+    }
+}
+
+/// Moves a record that cannot be used out of the way, kept for whoever looks into it.
+pub(crate) fn quarantine(place: &Path) -> io::Result<PathBuf> {
+    let aside = place.with_extension("json.damaged");
+    fs::rename(place, &aside)?;
+    Ok(aside)
+}

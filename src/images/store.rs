@@ -1,0 +1,378 @@
+//! Images and layers of this node: who has which name, who holds which layer, and what may go.
+//!
+//! Two locks. `publication` is held while records, blobs and final names change on disk, so that removal never sees
+//! half a publication. `state` is held for moments only; a layer is looked for, or retired, under it, so a lease taken
+//! before looking is never too late. Order: `publication`, then `state`.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use podwright_base::Digest;
+
+use crate::content::Content;
+use crate::image::{self, Image};
+use crate::places::Places;
+use crate::reference;
+use crate::snapshot::{self, Layers, Staged};
+use crate::tree;
+use crate::usage::{Amount, Usage};
+
+/// Digits of an image id from which on a prefix names it.
+const SHORTEST_PREFIX: usize = 12;
+
+/// A step on the node's own disk failed.
+#[derive(Debug, thiserror::Error)]
+#[error("{step} {}", path.display())]
+pub struct StoreError {
+    step: &'static str,
+    path: PathBuf,
+    source: io::Error,
+}
+
+/// What [`crate::Images::collect`] has removed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Collected {
+    /// Layers.
+    pub layers: usize,
+    /// Manifests and configurations.
+    pub blobs: usize,
+}
+
+/// Holds layers until dropped: they stay although their image is removed.
+#[derive(Debug)]
+pub struct Lease {
+    store: Arc<Store>,
+    layers: Vec<Digest>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Store {
+    places: Places,
+    layers: Layers,
+    content: Content,
+    publication: Mutex<()>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    images: BTreeMap<Digest, Arc<Image>>,
+    leases: HashMap<Digest, usize>,
+    /// Whether all leases from before a restart are known again: until then no unnamed layer may go.
+    settled: bool,
+}
+
+/// A pulled or loaded image that has no record yet.
+pub(crate) struct Candidate {
+    pub(crate) image: Image,
+    pub(crate) manifest: Vec<u8>,
+    pub(crate) config: Vec<u8>,
+    pub(crate) staged: Vec<Arc<Staged>>,
+}
+
+fn at<T>(step: &'static str, path: impl Into<PathBuf>, result: io::Result<T>) -> Result<T, StoreError> {
+    result.map_err(|source| StoreError { step, path: path.into(), source })
+}
+
+impl Store {
+    /// Makes directories, clears what a killed daemon left half done, and reads the records.
+    pub(crate) fn open(places: Places) -> Result<Self, StoreError> {
+        places.create().map_err(|(path, source)| StoreError { step: "make", path, source })?;
+        let (layers, content) = (Layers::new(places.clone()), Content::new(places.clone()));
+        at("clear", places.ingest(), content.sweep())?;
+        at("clear", places.layers(), layers.sweep())?;
+        let mut images = Vec::new();
+        for entry in at("list", places.images(), fs::read_dir(places.images()))? {
+            let path = at("list", places.images(), entry)?.path();
+            if path.extension().is_none_or(|extension| extension != "json") {
+                continue;
+            }
+            match Image::read(&path, &content, |layer| layers.amount(layer).is_some()) {
+                Ok(image) => images.push(image),
+                Err(error) => {
+                    let aside = at("move aside", &path, image::quarantine(&path))?;
+                    let error: &dyn std::error::Error = &error;
+                    tracing::warn!(error, path = %aside.display(), "an image record is damaged: pull its image again");
+                }
+            }
+        }
+        let images = settle_names(images);
+        let state = Mutex::new(State { images, ..State::default() });
+        Ok(Self { places, layers, content, publication: Mutex::new(()), state })
+    }
+
+    /// Looks for a whole layer; one that the caller has leased stays.
+    pub(crate) fn has_layer(&self, diff_id: &Digest) -> bool {
+        let _state = self.state();
+        self.layers.amount(diff_id).is_some()
+    }
+
+    pub(crate) fn layers(&self) -> &Layers {
+        &self.layers
+    }
+
+    pub(crate) fn content(&self) -> &Content {
+        &self.content
+    }
+
+    pub(crate) fn places(&self) -> &Places {
+        &self.places
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Nothing below panics between two writes to the state, so a poisoned one is whole.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn publication(&self) -> MutexGuard<'_, ()> {
+        self.publication.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn list(&self) -> Vec<Arc<Image>> {
+        self.state().images.values().cloned().collect()
+    }
+
+    pub(crate) fn find(&self, name: &str) -> Option<Arc<Image>> {
+        self.state().find(name)
+    }
+
+    pub(crate) fn hold(self: &Arc<Self>, name: &str) -> Option<(Arc<Image>, Lease)> {
+        let mut state = self.state();
+        let image = state.find(name)?;
+        let layers = image.layers.clone();
+        state.lease(&layers);
+        drop(state);
+        Some((image, Lease { store: Arc::clone(self), layers }))
+    }
+
+    pub(crate) fn lease(self: &Arc<Self>, layers: &[Digest]) -> Lease {
+        self.state().lease(layers);
+        Lease { store: Arc::clone(self), layers: layers.to_vec() }
+    }
+
+    /// Publishes an image: sync, names, record. Returns it merged with what the node knew of it already.
+    pub(crate) fn publish(&self, candidate: &Candidate) -> Result<Arc<Image>, StoreError> {
+        let layers = self.places.layers();
+        if !candidate.staged.is_empty() {
+            at("sync the file system of", layers, self.layers.sync())?;
+        }
+        let _publication = self.publication();
+        for staged in &candidate.staged {
+            at("publish the layer", staged.directory(), self.layers.publish(staged))?;
+        }
+        at("sync", layers, self.layers.sync_names())?;
+        let image = &candidate.image;
+        for (digest, bytes) in [(&image.manifest, &candidate.manifest), (&image.id, &candidate.config)] {
+            at("write the blob", self.places.blob(digest), self.content.put(digest, bytes))?;
+        }
+        let mut image = image.clone();
+        if let Some(known) = self.state().images.get(&image.id) {
+            merge(&mut image.tags, &known.tags);
+            merge(&mut image.digests, &known.digests);
+            image.pinned |= known.pinned;
+        }
+        let mut amount = Amount::default();
+        for layer in image.layers.iter().collect::<HashSet<_>>() {
+            amount.add(self.layers.amount(layer).unwrap_or_default());
+        }
+        image.size = amount.bytes;
+        self.write(&image)?;
+        let image = Arc::new(image);
+        let others = {
+            let mut state = self.state();
+            state.images.insert(image.id.clone(), Arc::clone(&image));
+            state.take_tags(&image)
+        };
+        // A record that is lost here names a tag twice; the next start gives it to the younger image.
+        for other in others {
+            self.write(&other)?;
+        }
+        Ok(image)
+    }
+
+    fn write(&self, image: &Image) -> Result<(), StoreError> {
+        let place = self.places.record(&image.id);
+        at("write the image record", &place, image.write(&self.content.temporary(image.id.hex()), &place))
+    }
+
+    /// Removes an image with all its names; its layers go with the last lease.
+    pub(crate) fn remove(&self, name: &str) -> Result<bool, StoreError> {
+        let publication = self.publication();
+        let Some(image) = self.find(name) else { return Ok(false) };
+        let place = self.places.record(&image.id);
+        at("remove the image record", &place, fs::remove_file(&place))?;
+        // The record must not come back after a power cut that finds its layers gone.
+        at("sync", self.places.images(), fs::File::open(self.places.images()).and_then(|dir| dir.sync_all()))?;
+        self.state().images.remove(&image.id);
+        drop(publication);
+        self.sweep(&image.layers)?;
+        self.sweep_blobs()?;
+        Ok(true)
+    }
+
+    /// Removes all that no image and no lease needs. From the first call on, layers also go with their last lease.
+    pub(crate) fn collect(&self) -> Result<Collected, StoreError> {
+        self.state().settled = true;
+        let layers = at("list", self.places.layers(), self.layers.list())?;
+        Ok(Collected { layers: self.sweep(&layers)?, blobs: self.sweep_blobs()? })
+    }
+
+    fn sweep(&self, layers: &[Digest]) -> Result<usize, StoreError> {
+        let mut retired = Vec::new();
+        {
+            let _publication = self.publication();
+            let state = self.state();
+            for layer in layers.iter().filter(|layer| state.is_free(layer)) {
+                if self.layers.amount(layer).is_some() {
+                    retired.push(at("remove the layer", self.places.layer(layer), self.layers.retire(layer))?);
+                }
+            }
+        }
+        for path in &retired {
+            at("remove", path, tree::remove_path(path))?;
+        }
+        Ok(retired.len())
+    }
+
+    fn sweep_blobs(&self) -> Result<usize, StoreError> {
+        let _publication = self.publication();
+        let needed: HashSet<Digest> =
+            self.list().iter().flat_map(|image| [image.id.clone(), image.manifest.clone()]).collect();
+        let mut removed = 0;
+        for (digest, _) in at("list", self.places.blobs(), self.content.list())? {
+            if !needed.contains(&digest) {
+                at("remove the blob", self.places.blob(&digest), self.content.remove(&digest))?;
+                removed += 1;
+            }
+        }
+        Ok(removed)
+    }
+
+    /// Adds up what layers and blobs take.
+    pub(crate) fn usage(&self) -> Usage {
+        let mut amount = Amount::default();
+        // ImageFsInfo never fails: what cannot be listed counts as nothing.
+        for layer in self.layers.list().unwrap_or_default() {
+            amount.add(self.layers.amount(&layer).unwrap_or_default());
+        }
+        for (_, length) in self.content.list().unwrap_or_default() {
+            amount.add_file(length);
+        }
+        Usage { bytes: amount.bytes, inodes: amount.inodes, mountpoint: self.places.layers().to_owned() }
+    }
+}
+
+impl State {
+    fn lease(&mut self, layers: &[Digest]) {
+        for layer in layers {
+            *self.leases.entry(layer.clone()).or_default() += 1;
+        }
+    }
+
+    fn is_free(&self, layer: &Digest) -> bool {
+        self.settled
+            && !self.leases.contains_key(layer)
+            && !self.images.values().any(|image| image.layers.contains(layer))
+    }
+
+    fn find(&self, name: &str) -> Option<Arc<Image>> {
+        if let Ok(id) = name.parse::<Digest>() {
+            return self.images.get(&id).cloned();
+        }
+        if let Ok(id) = format!("sha256:{name}").parse::<Digest>() {
+            return self.images.get(&id).cloned();
+        }
+        let by_name = reference::normalize(name).ok().and_then(|reference| {
+            self.images.values().find(|image| match reference.digest() {
+                // The tag beside a digest says nothing.
+                Some(digest) => {
+                    image.digests.contains(&reference.with_digest(digest))
+                        || image.manifest == *digest && image.is_named(&reference.name())
+                }
+                None => image.tags.contains(&reference.to_string()),
+            })
+        });
+        by_name.cloned().or_else(|| self.find_prefix(name.strip_prefix("sha256:").unwrap_or(name)))
+    }
+
+    fn find_prefix(&self, prefix: &str) -> Option<Arc<Image>> {
+        if prefix.len() < SHORTEST_PREFIX {
+            return None;
+        }
+        let mut fits = self.images.values().filter(|image| image.id.hex().starts_with(prefix));
+        match (fits.next(), fits.next()) {
+            (Some(image), None) => Some(Arc::clone(image)),
+            _ => None,
+        }
+    }
+
+    /// Takes an image's tags from all others and returns those that lost one.
+    fn take_tags(&mut self, owner: &Image) -> Vec<Arc<Image>> {
+        let mut changed = Vec::new();
+        for image in self.images.values_mut().filter(|image| image.id != owner.id) {
+            if image.tags.iter().any(|tag| owner.tags.contains(tag)) {
+                let mut copy = Image::clone(image);
+                copy.tags.retain(|tag| !owner.tags.contains(tag));
+                *image = Arc::new(copy);
+                changed.push(Arc::clone(image));
+            }
+        }
+        changed
+    }
+}
+
+impl Image {
+    fn is_named(&self, name: &str) -> bool {
+        let of_name = |whole: &String, mark| whole.strip_prefix(name).is_some_and(|rest| rest.starts_with(mark));
+        self.tags.iter().any(|tag| of_name(tag, ':')) || self.digests.iter().any(|digest| of_name(digest, '@'))
+    }
+}
+
+fn merge(names: &mut Vec<String>, known: &[String]) {
+    for name in known {
+        if !names.contains(name) {
+            names.push(name.clone());
+        }
+    }
+}
+
+/// Gives each tag to the youngest image that claims it.
+fn settle_names(mut images: Vec<Image>) -> BTreeMap<Digest, Arc<Image>> {
+    images.sort_by_key(|image| std::cmp::Reverse(image.updated));
+    let mut taken = HashSet::new();
+    for image in &mut images {
+        image.tags.retain(|tag| taken.insert(tag.clone()));
+    }
+    images.into_iter().map(|image| (image.id.clone(), Arc::new(image))).collect()
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        let freed: Vec<Digest> = {
+            let mut state = self.store.state();
+            for layer in &self.layers {
+                if let Some(count) = state.leases.get_mut(layer) {
+                    *count -= 1;
+                    if *count == 0 {
+                        state.leases.remove(layer);
+                    }
+                }
+            }
+            self.layers.iter().filter(|layer| state.is_free(layer)).cloned().collect()
+        };
+        if freed.is_empty() {
+            return;
+        }
+        let store = Arc::clone(&self.store);
+        snapshot::in_background(move || {
+            if let Err(error) = store.sweep(&freed) {
+                // Nobody is left to return it to; the next collection tries again.
+                let error: &dyn std::error::Error = &error;
+                tracing::warn!(error, "a layer that nobody needs stays until the next collection");
+            }
+        });
+    }
+}

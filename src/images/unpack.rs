@@ -1,0 +1,154 @@
+//! From a blob's byte stream to a layer directory: hash, decompress, hash again, apply; all in one pass.
+
+use std::io::{self, BufReader, Cursor, Read};
+use std::path::Path;
+
+use flate2::bufread::MultiGzDecoder;
+use podwright_base::Digest;
+use sha2::{Digest as _, Sha256};
+
+use crate::apply::{self, ApplyError};
+use crate::tree::Tree;
+use crate::usage::Amount;
+
+const BUFFER: usize = 64 << 10;
+const GZIP: &[u8] = &[0x1f, 0x8b];
+const ZSTD: &[u8] = &[0x28, 0xb5, 0x2f, 0xfd];
+/// zstd:chunked may begin with a skippable frame: 0x184D2A50 to 0x184D2A5F, little-endian.
+const ZSTD_SKIPPABLE: &[u8] = &[0x2a, 0x4d, 0x18];
+
+/// Why a layer was not unpacked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum UnpackError {
+    /// The blob is not what the manifest names.
+    #[error("the blob's digest is {found}, not {expected}")]
+    Digest {
+        /// What the manifest says.
+        expected: Digest,
+        /// What came.
+        found: Digest,
+    },
+    /// The blob is what the manifest names, but its contents are not what the image's configuration names.
+    #[error("the layer's diffID is {found}, not {expected}")]
+    DiffId {
+        /// What the image's configuration says.
+        expected: Digest,
+        /// What came.
+        found: Digest,
+    },
+    /// The blob cannot be read to its end.
+    #[error("read the blob")]
+    Read(#[source] io::Error),
+    /// The archive or one of its entries.
+    #[error(transparent)]
+    Apply(ApplyFailure),
+}
+
+/// Why an archive could not be applied; says which entry.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct ApplyFailure(ApplyError);
+
+/// What a layer has to turn out to be.
+#[derive(Debug, Clone)]
+pub(crate) struct Expected {
+    /// Of the bytes as they come; a file's own bytes that nobody named have none.
+    pub(crate) blob: Option<Digest>,
+    /// Of the bytes decompressed.
+    pub(crate) diff_id: Digest,
+}
+
+/// Unpacks a blob into an empty directory and checks both its digests.
+///
+/// The directory holds unverified files until this returns; the caller throws it away on any error.
+pub(crate) fn unpack(blob: impl Read, expected: &Expected, directory: &Path) -> Result<Amount, UnpackError> {
+    let tree = Tree::open(directory).map_err(|error| UnpackError::Apply(ApplyFailure(ApplyError::Root(error))))?;
+    let mut raw = Hashed::new(blob);
+    let applied = decompress(&mut raw).map_err(UnpackError::Read).and_then(|plain| {
+        let mut plain = Hashed::new(plain);
+        let amount = apply::apply(&mut plain, &tree).map_err(|error| UnpackError::Apply(ApplyFailure(error)))?;
+        // What follows the archive's end is no file, but is hashed.
+        io::copy(&mut plain, &mut io::sink()).map_err(UnpackError::Read)?;
+        Ok((amount, plain.digest()))
+    });
+    let stream_is_bad = match &applied {
+        Ok(_) | Err(UnpackError::Read(_)) => true,
+        Err(UnpackError::Apply(ApplyFailure(error))) => error.is_stream(),
+        Err(_) => false,
+    };
+    // When the bytes make no sense, the reason may be that they are the wrong ones. A failing source says so itself.
+    if stream_is_bad && let Some(blob) = &expected.blob {
+        match io::copy(&mut raw, &mut io::sink()) {
+            Ok(_) => check(raw.digest(), blob)?,
+            Err(error) if applied.is_ok() => return Err(UnpackError::Read(error)),
+            Err(_) => {}
+        }
+    }
+    let (amount, found) = applied?;
+    if found != expected.diff_id {
+        return Err(UnpackError::DiffId { expected: expected.diff_id.clone(), found });
+    }
+    Ok(amount)
+}
+
+fn check(found: Digest, expected: &Digest) -> Result<(), UnpackError> {
+    if found == *expected { Ok(()) } else { Err(UnpackError::Digest { expected: expected.clone(), found }) }
+}
+
+/// Decompresses by what the bytes are: media types are wrong about compression often enough, and digests decide.
+pub(crate) fn decompress<'a>(mut blob: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>> {
+    let mut head = Vec::with_capacity(4);
+    blob.by_ref().take(4).read_to_end(&mut head)?;
+    let (gzip, zstd) = (is_gzip(&head), is_zstd(&head));
+    let whole = BufReader::with_capacity(BUFFER, Cursor::new(head).chain(blob));
+    Ok(if gzip {
+        Box::new(BufReader::with_capacity(BUFFER, MultiGzDecoder::new(whole)))
+    } else if zstd {
+        Box::new(BufReader::with_capacity(BUFFER, zstd::stream::read::Decoder::with_buffer(whole)?))
+    } else {
+        Box::new(whole)
+    })
+}
+
+fn is_gzip(head: &[u8]) -> bool {
+    head.starts_with(GZIP)
+}
+
+fn is_zstd(head: &[u8]) -> bool {
+    head.starts_with(ZSTD) || head.get(1..4) == Some(ZSTD_SKIPPABLE)
+}
+
+/// Tells by its first four bytes whether a stream is compressed.
+pub(crate) fn is_compressed(head: &[u8]) -> bool {
+    is_gzip(head) || is_zstd(head)
+}
+
+/// Hashes what passes through.
+pub(crate) struct Hashed<R> {
+    inner: R,
+    hash: Sha256,
+}
+
+impl<R> Hashed<R> {
+    pub(crate) fn new(inner: R) -> Self {
+        Self { inner, hash: Sha256::new() }
+    }
+
+    pub(crate) fn digest(self) -> Digest {
+        Digest::from_sha256(&self.hash.finalize().into())
+    }
+}
+
+impl<R: Read> Read for Hashed<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.inner.read(buffer)?;
+        self.hash.update(&buffer[..read]);
+        Ok(read)
+    }
+}
+
+/// Returns the digest of bytes in memory.
+pub(crate) fn digest(bytes: &[u8]) -> Digest {
+    Digest::from_sha256(&Sha256::digest(bytes).into())
+}
