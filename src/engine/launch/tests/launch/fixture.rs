@@ -226,14 +226,18 @@ pub(crate) fn remove_groups(facts: &Facts) {
     assert!(left.is_empty(), "cgroups are left: {left:?}");
 }
 
-/// Removes what was a pod's own; the process was the last one in there. Says whether nothing is left.
-pub(crate) fn sweep(id: u32) -> bool {
+/// Removes what was a pod's own; the process was the last one in there, unless its case failed. Says whether nothing is
+/// left.
+pub(crate) fn sweep(id: u32, passed: bool) -> bool {
     let tops = hierarchies().into_iter().map(|hierarchy| hierarchy.join(format!("podwright-launch-{id}")));
-    tops.fold(true, |clean, dir| match cgroup::remove(&dir) {
-        Ok(()) => clean,
-        Err(errno) => {
-            println!("{} is left: {errno}", dir.display());
-            false
+    tops.fold(true, |clean, dir| {
+        let ended = if passed { Ok(()) } else { cgroup::kill(&dir) };
+        match ended.and_then(|()| cgroup::remove(&dir)) {
+            Ok(()) => clean,
+            Err(errno) => {
+                println!("{} is left: {errno}", dir.display());
+                false
+            }
         }
     })
 }

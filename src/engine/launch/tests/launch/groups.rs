@@ -15,6 +15,7 @@ pub(crate) const CASES: &[Case] = &[
     ("an_update_is_all_or_nothing", an_update_is_all_or_nothing),
     ("a_kill_reaches_the_whole_tree", a_kill_reaches_the_whole_tree),
     ("an_oom_kill_is_counted", an_oom_kill_is_counted),
+    ("device_rules_hold", device_rules_hold),
 ];
 
 fn write(file: &str, value: &str) -> CgroupWrite {
@@ -125,5 +126,41 @@ fn an_oom_kill_is_counted() {
     assert_eq!(cgroup::oom_kills(&events), Ok(1));
     running.end();
     assert_eq!(cgroup::oom_kills(&events), Err(Errno::NOENT));
+    fixture.finish();
+}
+
+/// `struct bpf_insn[]`: every device may be made, and used unless its minor number is 5.
+fn refuse_minor_5() -> Vec<u8> {
+    let instruction = |code: u8, registers: u8, offset: i16, value: i32| {
+        [&[code, registers][..], &offset.to_ne_bytes(), &value.to_ne_bytes()].concat()
+    };
+    let (load, shift, set, unless, when, give) = (0x61, 0x77, 0xb7, 0x55, 0x15, 0x95);
+    [
+        // r2: the access (1: mknod), r3: the minor number, r0: the answer
+        instruction(load, 0x12, 0, 0),
+        instruction(shift, 0x02, 0, 16),
+        instruction(load, 0x13, 8, 0),
+        instruction(set, 0x00, 0, 1),
+        instruction(unless, 0x03, 2, 5),
+        instruction(when, 0x02, 1, 1),
+        instruction(set, 0x00, 0, 0),
+        instruction(give, 0x00, 0, 0),
+    ]
+    .concat()
+}
+
+fn device_rules_hold() {
+    let fixture = Fixture::new();
+    let script = "head -c 1 /dev/zero 2>&1; cat /dev/null && echo null";
+    let mut plan = fixture.plan("c", script);
+    plan.cgroup.as_mut().unwrap().device_program = refuse_minor_5();
+    let ended = fixture.run(&plan);
+    assert_eq!(ended.stdout, "head: /dev/zero: Operation not permitted\nnull\n", "{}", ended.stderr);
+
+    let mut plan = fixture.plan("bad", "true");
+    plan.cgroup.as_mut().unwrap().device_program = vec![0; 8];
+    let Err(failure) = podwright_launch::start(&fixture.pod, &plan) else { panic!("it started") };
+    assert_eq!((failure.cause, &*failure.step), (Cause::Internal, "attach device rules"));
+    assert!(!Path::new(&plan.cgroup.unwrap().unified).exists());
     fixture.finish();
 }

@@ -76,5 +76,6 @@ fn run_one(name: &str) -> bool {
     let id = case.id();
     let passed = case.wait().expect("a case's process ends").success();
     // The process itself was in the pod's cgroup: its end was needed to remove what must be empty now.
-    passed && fixture::sweep(id)
+    let clean = fixture::sweep(id, passed);
+    passed && clean
 }
