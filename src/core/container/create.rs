@@ -43,7 +43,7 @@ pub(crate) struct Pod {
     /// Its record.
     pub(crate) record: PodRecord,
     /// Its shim, which holds the namespaces.
-    pub(crate) shim_pid: Option<u32>,
+    pub(crate) shim_pid: u32,
 }
 
 /// Creates a container. Blocks: it reads and writes files, the user's volumes among them.
@@ -58,7 +58,7 @@ pub(crate) fn prepare(node: &Node, pod: &Pod, config: Arc<ContainerConfig>) -> R
     let user = resolve_user(node, &image, &config)?;
     let stop_signal =
         podwright_spec::stop_signal(&config, image.config.config().as_ref().and_then(|c| c.stop_signal().as_deref()))
-            .map_err(|source| Error::step("tell the container's stop signal", source))?;
+            .map_err(|error| Error::invalid(format!("config.{}", error.field()), error.to_string()))?;
     let id = ContainerId::random();
     let spec = specify(node, pod, &config, &image, &user, &id)?;
     let record = ContainerRecord {
@@ -152,8 +152,8 @@ fn namespaces(node: &Node, pod: &Pod) -> PodNamespaces {
     let reaper = Some(pod.record.reaper_pid).filter(|pid| *pid != 0);
     PodNamespaces {
         network: own_network.then(|| node.layout.netns(&pod.record.id)),
-        ipc: pod.shim_pid.filter(|_| linux.ipc != NamespaceMode::Node).map(|pid| of(pid, "ipc")),
-        uts: pod.shim_pid.filter(|_| own_network).map(|pid| of(pid, "uts")),
+        ipc: (linux.ipc != NamespaceMode::Node).then(|| of(pod.shim_pid, "ipc")),
+        uts: own_network.then(|| of(pod.shim_pid, "uts")),
         pid: reaper.map(|pid| of(pid, "pid")),
         target_pid: None,
     }

@@ -400,7 +400,7 @@ impl Driver {
             ready: record.phase.is_ready(),
             reason: record.phase.reason(),
             created_at: record.created_at,
-            shim_pid: self.shim.as_ref().and_then(ShimClient::pid),
+            shim_pid: self.shim.as_ref().map(ShimClient::pid),
             ips: record.ips.clone(),
             netns: private_network.then(|| self.node.layout.netns(&record.id)),
             cgroup: record.cgroup.clone(),

@@ -63,7 +63,7 @@ async fn end_shim(node: &Node, record: &PodRecord, shim: Option<ShimClient>) -> 
         Ok(()) => Ok(()),
         Err(error) => {
             // Its connection is open, so the pid is still its own.
-            if let Some(pid) = shim.pid().and_then(|pid| Pid::from_raw(pid.cast_signed())) {
+            if let Some(pid) = Pid::from_raw(shim.pid().cast_signed()) {
                 tracing::warn!(pod.id = %record.id, error = %error, "the shim is killed");
                 return match kill_process(pid, Signal::KILL) {
                     Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),

@@ -95,7 +95,7 @@ pub(crate) struct Subscription {
 #[derive(Debug, Clone)]
 pub(crate) struct ShimClient {
     requests: mpsc::Sender<Outgoing>,
-    pid: Option<u32>,
+    pid: u32,
 }
 
 #[derive(Debug)]
@@ -124,11 +124,15 @@ impl ShimClient {
             .map_err(|source| ShimError::Connect { path: socket.to_owned(), source })?;
         let (requests, outgoing) = mpsc::channel(QUEUE);
         let (events_in, events) = mpsc::channel(QUEUE);
-        let client = Self { requests, pid: wire.peer_pid() };
+        let mut client = Self { requests, pid: 0 };
         tokio::spawn(run(wire, outgoing, events_in, pod.clone()));
         let hello =
             Hello { major: podwright_plan::MAJOR, minor: podwright_plan::MINOR, pod_id: pod.as_str().to_owned() };
-        client.ask("hello", Op::Hello(hello), Vec::new(), QUICK).await?;
+        // The kernel names the maker of the listening socket as the peer, which is a daemon: the shim says who it is.
+        match client.ask("hello", Op::Hello(hello), Vec::new(), QUICK).await?.answer {
+            Answer::Hello(hello) => client.pid = hello.pid,
+            _ => return Err(ShimError::Confused { op: "hello" }),
+        }
         match client.ask("subscribe", Op::Subscribe(wire::Subscribe {}), Vec::new(), QUICK).await?.answer {
             Answer::Inspected(inspected) => Ok(Subscription { client, events, inspected }),
             _ => Err(ShimError::Confused { op: "subscribe" }),
@@ -136,7 +140,7 @@ impl ShimClient {
     }
 
     /// Returns the shim's process id.
-    pub(crate) fn pid(&self) -> Option<u32> {
+    pub(crate) fn pid(&self) -> u32 {
         self.pid
     }
 

@@ -2,6 +2,7 @@
 
 mod client;
 mod process;
+mod socket;
 mod wire;
 
 pub(crate) use client::{ShimClient, ShimError, Subscription};

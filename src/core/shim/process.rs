@@ -1,14 +1,14 @@
 //! Starting a shim: it is given its listening socket, so that there is nothing to wait for before it is called.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use podwright_base::PodId;
+
+use super::socket;
 
 /// Why there is no shim.
 #[derive(Debug, thiserror::Error)]
@@ -39,12 +39,13 @@ pub(crate) enum SpawnError {
     },
 }
 
-/// Starts a pod's shim, listening on `socket`. It belongs to nobody: it outlives the daemon.
+/// Starts a pod's shim, listening on `socket_path`. It belongs to nobody: it outlives the daemon.
 ///
 /// # Errors
 /// When the socket or the log cannot be made or the binary not be executed.
-pub(crate) fn spawn(binary: &Path, pod: &PodId, socket: &Path, log: &Path) -> Result<(), SpawnError> {
-    let listener = bind(socket).map_err(|source| SpawnError::Socket { path: socket.to_owned(), source })?;
+pub(crate) fn spawn(binary: &Path, pod: &PodId, socket_path: &Path, log: &Path) -> Result<(), SpawnError> {
+    let listener =
+        socket::listen(socket_path).map_err(|source| SpawnError::Socket { path: socket_path.to_owned(), source })?;
     let log = File::create(log).map_err(|source| SpawnError::Log { path: log.to_owned(), source })?;
     // tokio reaps the dropped child once it ends; a later daemon never was its parent, init is.
     tokio::process::Command::new(binary)
@@ -58,14 +59,4 @@ pub(crate) fn spawn(binary: &Path, pod: &PodId, socket: &Path, log: &Path) -> Re
         .spawn()
         .map(drop)
         .map_err(|source| SpawnError::Execute { binary: binary.to_owned(), source })
-}
-
-fn bind(socket: &Path) -> io::Result<UnixListener> {
-    match fs::remove_file(socket) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let listener = UnixListener::bind(socket)?;
-    fs::set_permissions(socket, fs::Permissions::from_mode(0o600))?;
-    Ok(listener)
 }

@@ -15,6 +15,8 @@ use rustix::net::{
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 
+use super::socket;
+
 const CHUNK: usize = 16 << 10;
 
 /// Why a connection is of no further use.
@@ -44,19 +46,14 @@ impl Wire {
     ///
     /// # Errors
     /// `NotFound` or `ConnectionRefused` when there is no shim.
-    pub(super) async fn connect(socket: &Path) -> io::Result<Self> {
-        let stream = UnixStream::connect(socket).await?;
+    pub(super) async fn connect(path: &Path) -> io::Result<Self> {
+        let stream = socket::connect(path).await?;
         Ok(Self {
             stream,
             decoder: Decoder::default(),
             descriptors: VecDeque::new(),
             buffer: vec![0; CHUNK].into_boxed_slice(),
         })
-    }
-
-    /// Returns the shim's process id, as the kernel knows it.
-    pub(super) fn peer_pid(&self) -> Option<u32> {
-        self.stream.peer_cred().ok().and_then(|peer| peer.pid()).and_then(|pid| u32::try_from(pid).ok())
     }
 
     /// Sends one frame and the descriptors that go with it. Must not be cancelled in the middle.
