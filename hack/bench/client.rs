@@ -1,0 +1,190 @@
+//! A client of the CRI that times each call.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use anyhow::Context;
+use hyper_util::rt::TokioIo;
+use podwright_proto::runtime::v1::image_service_client::ImageServiceClient;
+use podwright_proto::runtime::v1::runtime_service_client::RuntimeServiceClient;
+use podwright_proto::runtime::v1::*;
+use serde::Serialize;
+use tokio::net::UnixStream;
+use tonic::transport::{Channel, Endpoint};
+
+/// Which network a pod has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Network {
+    /// Its own.
+    Pod,
+    /// The host's.
+    Host,
+}
+
+/// Milliseconds that each call of one pod's life took.
+#[derive(Debug, Clone, Copy, Default, Serialize)]
+pub(crate) struct Cycle {
+    pub(crate) run: f64,
+    pub(crate) create: f64,
+    pub(crate) start: f64,
+    pub(crate) exec: f64,
+    pub(crate) stop: f64,
+    pub(crate) remove: f64,
+}
+
+impl Cycle {
+    /// From the call for a pod to the user's process.
+    pub(crate) fn until_started(&self) -> f64 {
+        self.run + self.create + self.start
+    }
+
+    /// From the call for a pod to its removal, without the exec.
+    pub(crate) fn whole(&self) -> f64 {
+        self.until_started() + self.stop + self.remove
+    }
+}
+
+/// A pod with one container that sleeps.
+#[derive(Debug, Clone)]
+pub(crate) struct Pod {
+    pub(crate) sandbox: String,
+    pub(crate) container: String,
+}
+
+/// One runtime.
+pub(crate) struct Client {
+    runtime: RuntimeServiceClient<Channel>,
+    image: String,
+    socket: String,
+    count: u32,
+}
+
+impl Client {
+    /// Connects, and pulls the image where it is missing.
+    pub(crate) async fn connect(socket: &str, image: &str) -> anyhow::Result<Self> {
+        let path = socket.to_owned();
+        let connector = tower::service_fn(move |_| {
+            let path = path.clone();
+            async move { UnixStream::connect(path).await.map(TokioIo::new) }
+        });
+        let channel = Endpoint::from_static("http://localhost")
+            .connect_with_connector(connector)
+            .await
+            .with_context(|| format!("connect to {socket}"))?;
+        let mut images = ImageServiceClient::new(channel.clone());
+        let spec = ImageSpec { image: image.to_owned(), ..Default::default() };
+        let status = ImageStatusRequest { image: Some(spec.clone()), ..Default::default() };
+        if images.image_status(status).await?.into_inner().image.is_none() {
+            let pull = PullImageRequest { image: Some(spec), ..Default::default() };
+            images.pull_image(pull).await.with_context(|| format!("pull {image}"))?;
+        }
+        let runtime = RuntimeServiceClient::new(channel);
+        Ok(Self { runtime, image: image.to_owned(), socket: socket.to_owned(), count: 0 })
+    }
+
+    /// Where the runtime listens.
+    pub(crate) fn socket(&self) -> &str {
+        &self.socket
+    }
+
+    /// Runs a pod from its first call to its last.
+    pub(crate) async fn cycle(&mut self, network: Network) -> anyhow::Result<Cycle> {
+        let (pod, mut cycle) = self.start(network).await?;
+        let clock = Instant::now();
+        let exec = ExecSyncRequest { container_id: pod.container.clone(), cmd: vec!["/bin/true".into()], timeout: 10 };
+        let exec = self.runtime.exec_sync(exec).await?.into_inner();
+        cycle.exec = milliseconds(clock);
+        anyhow::ensure!(exec.exit_code == 0, "/bin/true ended with {}", exec.exit_code);
+        let clock = Instant::now();
+        self.runtime.stop_container(StopContainerRequest { container_id: pod.container.clone(), timeout: 0 }).await?;
+        self.runtime.stop_pod_sandbox(StopPodSandboxRequest { pod_sandbox_id: pod.sandbox.clone() }).await?;
+        cycle.stop = milliseconds(clock);
+        let clock = Instant::now();
+        self.remove(pod).await?;
+        cycle.remove = milliseconds(clock);
+        Ok(cycle)
+    }
+
+    /// Runs a pod and its container.
+    pub(crate) async fn start(&mut self, network: Network) -> anyhow::Result<(Pod, Cycle)> {
+        self.count += 1;
+        let config = self.pod_config(network);
+        let mut cycle = Cycle::default();
+        let clock = Instant::now();
+        let run = RunPodSandboxRequest { config: Some(config.clone()), ..Default::default() };
+        let sandbox = self.runtime.run_pod_sandbox(run).await?.into_inner().pod_sandbox_id;
+        cycle.run = milliseconds(clock);
+        let clock = Instant::now();
+        let create = CreateContainerRequest {
+            pod_sandbox_id: sandbox.clone(),
+            config: Some(self.container_config(network)),
+            sandbox_config: Some(config),
+        };
+        let container = self.runtime.create_container(create).await?.into_inner().container_id;
+        cycle.create = milliseconds(clock);
+        let clock = Instant::now();
+        self.runtime.start_container(StartContainerRequest { container_id: container.clone() }).await?;
+        cycle.start = milliseconds(clock);
+        Ok((Pod { sandbox, container }, cycle))
+    }
+
+    /// Removes a pod, whatever runs in it.
+    pub(crate) async fn remove(&mut self, pod: Pod) -> anyhow::Result<()> {
+        self.runtime.remove_container(RemoveContainerRequest { container_id: pod.container }).await?;
+        self.runtime.stop_pod_sandbox(StopPodSandboxRequest { pod_sandbox_id: pod.sandbox.clone() }).await?;
+        self.runtime.remove_pod_sandbox(RemovePodSandboxRequest { pod_sandbox_id: pod.sandbox }).await?;
+        Ok(())
+    }
+
+    fn pod_config(&self, network: Network) -> PodSandboxConfig {
+        let name = format!("bench-{}-{}", std::process::id(), self.count);
+        let options = NamespaceOption {
+            network: mode(network).into(),
+            pid: NamespaceMode::Container.into(),
+            ..Default::default()
+        };
+        let security = LinuxSandboxSecurityContext { namespace_options: Some(options), ..Default::default() };
+        PodSandboxConfig {
+            metadata: Some(PodSandboxMetadata { uid: name.clone(), name, namespace: "bench".into(), attempt: 0 }),
+            hostname: if network == Network::Pod { "bench".into() } else { String::new() },
+            linux: Some(LinuxPodSandboxConfig { security_context: Some(security), ..Default::default() }),
+            ..Default::default()
+        }
+    }
+
+    fn container_config(&self, network: Network) -> ContainerConfig {
+        let options = NamespaceOption {
+            network: mode(network).into(),
+            pid: NamespaceMode::Container.into(),
+            ..Default::default()
+        };
+        let seccomp = SecurityProfile {
+            profile_type: security_profile::ProfileType::RuntimeDefault.into(),
+            ..Default::default()
+        };
+        let security = LinuxContainerSecurityContext {
+            namespace_options: Some(options),
+            seccomp: Some(seccomp),
+            ..Default::default()
+        };
+        ContainerConfig {
+            metadata: Some(ContainerMetadata { name: "sleep".into(), attempt: 0 }),
+            image: Some(ImageSpec { image: self.image.clone(), ..Default::default() }),
+            command: vec!["/bin/sleep".into(), "100000".into()],
+            labels: BTreeMap::new(),
+            linux: Some(LinuxContainerConfig { security_context: Some(security), ..Default::default() }),
+            ..Default::default()
+        }
+    }
+}
+
+fn mode(network: Network) -> NamespaceMode {
+    match network {
+        Network::Pod => NamespaceMode::Pod,
+        Network::Host => NamespaceMode::Node,
+    }
+}
+
+fn milliseconds(since: Instant) -> f64 {
+    since.elapsed().as_secs_f64() * 1e3
+}
