@@ -35,12 +35,14 @@ pub(crate) fn leaves(plan: &CgroupPlan) -> Vec<PathBuf> {
     leaves
 }
 
-/// Moves this process out of a cgroup into the nearest one above that takes it, and removes the cgroup.
+/// Moves this process out of a cgroup and removes that.
 ///
-/// A v2 cgroup that distributes controllers takes no process, so this may reach up to the hierarchy's root.
+/// To the highest cgroup above that takes it, the hierarchy's root where this host is not itself confined: the ones
+/// between are the next to be removed, and a v2 cgroup that distributes controllers takes no process.
 pub(crate) fn leave(dir: &Path) -> Result<(), Errno> {
     let above = dir.ancestors().skip(1).take_while(|above| above.join("cgroup.procs").exists());
-    for parent in above {
+    let above: Vec<&Path> = above.collect();
+    for parent in above.into_iter().rev() {
         if fs::write(parent.join("cgroup.procs"), "0").is_ok() {
             break;
         }

@@ -9,7 +9,7 @@ use podwright_plan::{MAJOR, MINOR};
 
 use crate::cgroups;
 use crate::connection::ConnectionError;
-use crate::lifecycle::{Event, Next};
+use crate::lifecycle::{Event, Next, State};
 use crate::poll::{Serial, Timer};
 use crate::shim::{Held, PodState, Shim, Waiter};
 use crate::shutdown::Shutdown;
@@ -93,10 +93,15 @@ impl Shim {
         }
         self.refuse_when_ending("set up pod")?;
         if matches!(self.pod, PodState::Absent) {
-            let pod = Pod::set_up(plan).inspect_err(|_| self.pod = PodState::Failed)?;
             self.timers.cancel(Timer::Alone);
             let cgroups = plan.cgroup.as_ref().map(cgroups::leaves).unwrap_or_default();
-            self.pod = PodState::Ready(Held { reaper: pod.reaper_pid(), pod, cgroups });
+            match Pod::set_up(plan) {
+                Ok(pod) => self.pod = PodState::Ready(Held { reaper: pod.reaper_pid(), pod, cgroups }),
+                Err(failure) => {
+                    self.pod = PodState::Failed { cgroups };
+                    return Err(failure.into());
+                }
+            }
         }
         let held = self.held("set up pod")?;
         let netns = held.pod.netns().try_clone_to_owned().map_err(|error| Failure {
@@ -112,7 +117,9 @@ impl Shim {
         match &self.pod {
             PodState::Ready(held) => Ok(held),
             PodState::Absent => Err(refuse(Cause::InvalidState, step, &self.pod_id, "the pod is not set up")),
-            PodState::Failed => Err(refuse(Cause::InvalidState, step, &self.pod_id, "the pod could not be set up")),
+            PodState::Failed { .. } => {
+                Err(refuse(Cause::InvalidState, step, &self.pod_id, "the pod could not be set up"))
+            }
         }
     }
 
@@ -169,6 +176,7 @@ impl Shim {
             reaper_pid: held.and_then(|held| held.reaper).unwrap_or(0),
             containers: self.containers.iter().filter_map(|container| container.report()).collect(),
             execs: self.execs.iter().filter_map(|exec| exec.report()).collect(),
+            starting: self.containers.iter().filter(|it| it.state == State::Starting).map(|it| it.id.clone()).collect(),
         }))
     }
 

@@ -141,6 +141,8 @@ pub(crate) enum Timer {
     ContainerEnding(Serial),
     /// Look again whether an exec's processes are gone.
     ExecEnding(Serial),
+    /// Accept connections again.
+    Accept,
     /// Try a log again that could not be written.
     LogRetry(Serial),
     /// Look again whether a shutdown is done.

@@ -13,6 +13,7 @@ use podwright_sys::{idle_memory, signalling::ChildExits};
 use rustix::io::Errno;
 use rustix::net::SocketFlags;
 
+use crate::cgroups;
 use crate::connection::{Connection, ConnectionError};
 use crate::container::Container;
 use crate::exec::Exec;
@@ -23,6 +24,8 @@ use crate::words::say;
 
 /// How long a shim without a pod waits for a daemon.
 const ALONE: Duration = Duration::from_secs(60);
+/// How long connections wait when none can be accepted.
+const ACCEPT_RETRY: Duration = Duration::from_secs(1);
 /// How long nothing happens before buffers are given back.
 const QUIET: Duration = Duration::from_secs(2);
 
@@ -68,8 +71,8 @@ pub(crate) enum PodState {
     Absent,
     /// Set up.
     Ready(Held),
-    /// The set-up failed on the way.
-    Failed,
+    /// The set-up failed on the way; the process may be in some of these cgroups.
+    Failed { cgroups: Vec<PathBuf> },
 }
 
 /// Everything that the shim knows.
@@ -129,7 +132,12 @@ impl Shim {
             if self.finish_shutdown() {
                 return Ok(());
             }
-            if matches!(self.pod, PodState::Failed) {
+            if let PodState::Failed { cgroups } = &self.pod {
+                for dir in cgroups {
+                    if let Err(error) = cgroups::leave(dir) {
+                        say(format_args!("cannot remove {}: {error}", dir.display()));
+                    }
+                }
                 self.flush_all();
                 return Err(ShimError::SetUp);
             }
@@ -196,6 +204,7 @@ impl Shim {
             Timer::ContainerEnding(serial) => self.check_ending(serial),
             Timer::ExecEnding(serial) => self.check_exec_ending(serial),
             Timer::LogRetry(serial) => self.retry_log(serial),
+            Timer::Accept => self.accept(),
             // Looked at after every round of the loop.
             Timer::Shutdown => {}
         }
@@ -222,9 +231,9 @@ impl Shim {
         loop {
             let socket = match rustix::net::accept_with(&self.listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
                 Ok(socket) => socket,
-                Err(Errno::AGAIN) => return,
+                Err(Errno::AGAIN) => return self.watch_listener(),
                 Err(Errno::INTR | Errno::CONNABORTED) => continue,
-                Err(error) => return say(format_args!("cannot accept a connection: {error}")),
+                Err(error) => return self.rest_listener(error),
             };
             let uid = match getsockopt(&socket, PeerCredentials) {
                 Ok(peer) => peer.uid(),
@@ -242,6 +251,24 @@ impl Shim {
                 Ok(()) => self.connections.push(Connection::new(serial, socket)),
                 Err(error) => say(format_args!("cannot watch a connection: {error}")),
             }
+        }
+    }
+
+    /// Watches the listener again after a rest.
+    fn watch_listener(&self) {
+        match self.poll.add(&self.listener, Token::Listener) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(error) => say(format_args!("cannot watch the listener: {error}")),
+        }
+    }
+
+    /// Leaves the listener alone for a while when the process is out of descriptors: it would be ready again at once.
+    fn rest_listener(&mut self, error: Errno) {
+        say(format_args!("cannot accept a connection: {error}"));
+        match self.poll.remove(&self.listener) {
+            // It is resting already.
+            Ok(()) | Err(Errno::NOENT) => self.timers.set(Timer::Accept, ACCEPT_RETRY),
+            Err(error) => say(format_args!("cannot rest the listener: {error}")),
         }
     }
 

@@ -8,6 +8,7 @@ mod rig;
 use std::fs;
 use std::io::Read;
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use podwright_plan::wire::reply::Result as Answer;
@@ -129,6 +130,53 @@ fn a_failed_start_leaves_nothing_and_can_be_tried_again() {
     shim.end(client);
 }
 
+/// Puts the processes of a plan to sleep before they have run one instruction.
+fn frozen(plan: ContainerPlan) -> ContainerPlan {
+    let mut group = plan.cgroup.clone().unwrap();
+    let freeze = wire::CgroupWrite { file: "cgroup.freeze".into(), value: "1".into(), ..Default::default() };
+    group.dirs.iter_mut().find(|dir| dir.path == group.unified).unwrap().writes.push(freeze);
+    ContainerPlan { cgroup: Some(group), ..plan }
+}
+
+#[test]
+fn a_start_that_hangs_holds_nobody_up_and_can_be_killed() {
+    let (shim, mut client) = Shim::with_pod();
+    let start = client.send(Op::Start(frozen(shim.container("c", "true"))), &[]);
+    let known = client.inspect();
+    assert_eq!((known.starting, known.containers), (vec!["c".to_owned()], vec![]));
+    client.started(shim.container("d", "true"));
+    assert_eq!(client.container_exit("d").code, 0);
+    client.kill("c");
+    let Answer::Failure(failure) = client.answer(start) else { panic!("a frozen process has run") };
+    assert_eq!(failure.cause(), Cause::LaunchFailed);
+    assert!(client.inspect().starting.is_empty());
+    shim.end(client);
+}
+
+#[test]
+fn an_exec_whose_time_is_up_before_it_runs_is_told_apart() {
+    let (shim, mut client) = Shim::with_pod();
+    client.started(shim.container("c", FOREVER));
+    let group = shim.cgroup("c", None).unified;
+    fs::write(Path::new(&group).join("cgroup.freeze"), "1").unwrap();
+    let plan = ExecPlan { timeout_ms: 50, ..shim.exec("c", "e", "true") };
+    assert_eq!(client.refused(Op::Exec(plan)).cause(), Cause::TimedOut);
+    assert!(!Path::new(&group).join("exec-e").exists());
+    shim.end(client);
+}
+
+#[test]
+fn a_failed_pod_ends_its_shim() {
+    let mut shim = Shim::start();
+    let mut client = shim.connect();
+    let sysctls = vec![wire::Sysctl { path: "net/no/such".into(), value: "1".into() }];
+    let failure = client.refused(Op::SetupPod(wire::PodPlan { sysctls, ..shim.pod() }));
+    assert_eq!(failure.errno, 2, "{failure:?}");
+    assert_eq!(shim.process.wait().unwrap().code(), Some(1));
+    assert_eq!(shim.remains(), Vec::<std::path::PathBuf>::new());
+    assert_eq!(shim.words(), "podwright-shim: the pod could not be set up\n");
+}
+
 #[test]
 fn signals_reach_the_init() {
     let (shim, mut client) = Shim::with_pod();
@@ -208,6 +256,7 @@ fn an_exec_writes_to_its_descriptors_and_ends() {
     client.started(shim.container("c", FOREVER));
     let (exit, output) = exec_output(&mut client, shim.exec("c", "e", "echo hello; exit 3"));
     assert_eq!((exit.code, exit.timed_out, output.as_str()), (3, false, "hello\n"));
+    assert!(!Path::new(&shim.cgroup("c", None).exec_parent).join("exec-e").exists());
     assert_eq!(client.inspect().execs.len(), 1);
     assert_eq!(client.refused(Op::Exec(shim.exec("c", "e", "true"))).cause(), Cause::InvalidState);
     let forget = Op::Forget(wire::Forget { container_id: "c".into(), exec_id: "e".into() });
@@ -411,6 +460,33 @@ fn a_shared_pid_namespace_ends_with_the_pod() {
     assert!(alive(ready.reaper_pid));
     shim.end(client);
     assert!(!alive(ready.reaper_pid));
+}
+
+#[test]
+fn what_is_over_holds_no_descriptor() {
+    let (shim, mut client) = Shim::with_pod();
+    let descriptors = || fs::read_dir(format!("/proc/{}/fd", shim.process.id())).unwrap().count();
+    let before = descriptors();
+    for round in 0..10 {
+        let mut plan = shim.container("c", "read line; exit 1");
+        plan.stdin = true;
+        plan.process.as_mut().unwrap().terminal = round % 2 == 1;
+        client.started(plan);
+        let id = format!("e{round}");
+        exec_output(
+            &mut client,
+            ExecPlan { tied_to_connection: true, timeout_ms: 60_000, ..shim.exec("c", &id, "echo") },
+        );
+        let mut missing = shim.exec("c", "missing", "");
+        missing.process.as_mut().unwrap().cwd = "/dev/null/x".into();
+        client.refused(Op::Exec(missing));
+        client.kill("c");
+        client.container_exit("c");
+        assert_eq!(client.ask(forget("c")), DONE);
+    }
+    assert_eq!(descriptors(), before);
+    assert_eq!(client.inspect().execs, []);
+    shim.end(client);
 }
 
 #[test]
