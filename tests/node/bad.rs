@@ -4,7 +4,7 @@ use k8s_cri::v1::*;
 use tonic::Code;
 
 use crate::lab::archive::{Format, Image, Layer, Packing};
-use crate::lab::cri::{container, namespaces, pod, refused, security, shell};
+use crate::lab::cri::{container, eventually, namespaces, pod, refused, security, shell};
 use crate::lab::node::image;
 use crate::lab::registry::{Access, Registry};
 use crate::lab::{Node, Setup};
@@ -12,7 +12,7 @@ use crate::lab::{Node, Setup};
 #[tokio::test]
 async fn a_malformed_reference_is_refused() {
     let node = Node::start().await;
-    for reference in ["", "UPPER/case", "a//b", "name:", "name@sha256:beef", "name:tag:tag", "../x", "name with space"]
+    for reference in ["", "lower/UPPER", "a//b", "name:", "name@sha256:beef", "name:tag:tag", "../x", "name with space"]
     {
         refused(node.pull(reference).await, Code::InvalidArgument, &["image.image"]);
     }
@@ -201,7 +201,8 @@ async fn a_full_disk_is_told_and_leaves_nothing() {
     let before = used();
     refused(node.pull(&image("python")).await, Code::ResourceExhausted, &["No space left on device"]);
     assert_eq!(node.list_images().await.len(), 1);
-    assert!(used() <= before + 16, "{} blocks of the failed pull stayed", used() - before);
+    // A layer that is being removed when the call returns may take a moment.
+    eventually("the failed pull's blocks are free", async || (used() <= before + 16).then_some(())).await;
 
     // What is on the node goes on.
     let running = node.run(&shell("after", "echo works")).await;

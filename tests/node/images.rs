@@ -311,7 +311,7 @@ async fn archives_of_either_kind_are_loaded() {
         assert!(output.status.success(), "{kind}: {}", String::from_utf8_lossy(&output.stderr));
         let found = node.image_status(&reference).await.unwrap_or_else(|| panic!("{kind}: {reference} is not there"));
         assert!(found.id.starts_with("sha256:"), "{found:?}");
-        let (text, status) = node.script(&container("main", &reference, &["echo", "loaded"])).await;
+        let (text, status) = node.script(&container(kind, &reference, &["echo", "loaded"])).await;
         assert_eq!((status.exit_code, text.as_str()), (0, "loaded\n"), "{kind}");
         node.remove_image(&reference).await.expect("RemoveImage");
     }

@@ -317,7 +317,7 @@ async fn lists_are_filtered_by_all_that_is_given() {
         (by("", "", None, &all), vec![0, 1, 2]),
         (by("", &pods[1].0, None, &all), vec![1]),
         (by("", "", in_state(ContainerState::ContainerRunning), &all), vec![0]),
-        (by("", "", in_state(ContainerState::ContainerCreated), &web), vec![]),
+        (by("", "", in_state(ContainerState::ContainerCreated), &web), vec![1]),
         (by(&pods[2].1[..20], "", in_state(ContainerState::ContainerCreated), &all), vec![2]),
         (by("", &pods[0].0, in_state(ContainerState::ContainerRunning), &web), vec![0]),
     ] {

@@ -21,8 +21,7 @@ async fn pods_reach_each_other_over_both_protocols() {
         for ip in ips {
             let host = if ip.is_ipv6() { format!("[{ip}]") } else { ip.to_string() };
             node.sh(&from.container, &format!("ping -c 1 -W 5 {ip}")).await;
-            let wait =
-                format!("for n in $(seq 100); do wget -qO- -T 5 http://{host}/ && exit; sleep 0.05; done; exit 1");
+            let wait = format!("for n in $(seq 100); do wget -qO- http://{host}/ && exit; sleep 0.05; done; exit 1");
             assert_eq!(node.sh(&from.container, &wait).await, format!("hello from {name}\n"));
         }
     }

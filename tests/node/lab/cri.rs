@@ -25,9 +25,20 @@ pub(crate) fn pod(node: &Node, name: &str) -> PodSandboxConfig {
         }),
         hostname: name.to_owned(),
         log_directory: logs.to_string_lossy().into_owned(),
-        linux: Some(LinuxPodSandboxConfig::default()),
+        linux: Some(LinuxPodSandboxConfig {
+            security_context: Some(LinuxSandboxSecurityContext {
+                namespace_options: Some(own_processes()),
+                ..Default::default()
+            }),
+            ..Default::default()
+        }),
         ..Default::default()
     }
+}
+
+/// A container sees its own processes alone, unless the pod says otherwise.
+fn own_processes() -> NamespaceOption {
+    NamespaceOption { pid: NamespaceMode::Container.into(), ..Default::default() }
 }
 
 /// A container's configuration: an image's program with other arguments.
@@ -37,7 +48,13 @@ pub(crate) fn container(name: &str, image: &str, command: &[&str]) -> ContainerC
         image: Some(ImageSpec { image: image.to_owned(), ..Default::default() }),
         command: command.iter().map(|word| (*word).to_owned()).collect(),
         log_path: format!("{name}.log"),
-        linux: Some(LinuxContainerConfig::default()),
+        linux: Some(LinuxContainerConfig {
+            security_context: Some(LinuxContainerSecurityContext {
+                namespace_options: Some(own_processes()),
+                ..Default::default()
+            }),
+            ..Default::default()
+        }),
         ..Default::default()
     }
 }

@@ -66,7 +66,7 @@ impl Node {
 
     /// Starts a daemon that differs from the usual.
     pub(crate) async fn start_with(setup: Setup) -> Self {
-        let dir = tempfile::Builder::new().prefix("podwright-test-").tempdir().expect("a temporary directory");
+        let dir = tempfile::Builder::new().prefix("pw-").tempdir().expect("a temporary directory");
         let layout = Layout::new(dir.path().join("root"), dir.path().join("state"));
         let bridge = format!("pwt{}", layout.instance().expect("the state directory is not the default one"));
         fs::create_dir(layout.root()).expect("the root directory is new");

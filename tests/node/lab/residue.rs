@@ -105,7 +105,8 @@ fn cgroup_parents(layout: &Layout) -> Vec<PathBuf> {
         .collect()
 }
 
-/// Processes that run in the daemon's cgroups or that were started with its state directory: daemon, shims, containers.
+/// Processes that run in the daemon's cgroups or that were started with its state directory: daemon, shims, containers. A
+/// zombie is its parent's affair: init's, once a shim has died.
 fn processes(layout: &Layout) -> Vec<u32> {
     let parent = layout.default_cgroup_parent();
     let state = layout.state().to_string_lossy().into_owned();
@@ -113,6 +114,10 @@ fn processes(layout: &Layout) -> Vec<u32> {
     let own = |pid: &u32| {
         let cgroups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
         let line = command_line(*pid);
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        if stat.rsplit(") ").next().is_some_and(|fields| fields.starts_with('Z')) {
+            return false;
+        }
         let placed = cgroups.lines().filter_map(|line| line.splitn(3, ':').nth(2));
         placed.into_iter().any(|path| path == parent || path.starts_with(&format!("{parent}/")))
             || line.contains(&state)
