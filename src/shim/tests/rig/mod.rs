@@ -97,8 +97,16 @@ impl Shim {
         let answer = client.ask(Op::Shutdown(Shutdown {}));
         assert_eq!(answer, Answer::Done(wire::Done {}), "{}", self.words());
         assert!(self.process.wait().unwrap().success(), "{}", self.words());
+        self.remove_own_cgroups();
         assert_eq!(self.remains(), Vec::<PathBuf>::new());
         assert_eq!(self.words().lines().count(), lines, "{}", self.words());
+    }
+
+    /// Removes the cgroups that the shim itself was in, as the daemon does.
+    pub(crate) fn remove_own_cgroups(&self) {
+        for dir in self.remains().iter().filter(|dir| dir.to_str().is_some_and(|dir| dir.ends_with("-shim"))) {
+            podwright_launch::cgroup::remove(dir).unwrap();
+        }
     }
 
     /// Cgroup directories with the shim's id in their path.
