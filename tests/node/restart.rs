@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::time::Duration;
 
-use k8s_cri::v1::{ContainerState, ContainerStatus, PodSandboxState};
+use k8s_cri::v1::{ContainerState, PodSandboxState};
 use tonic::{Code, Status};
 
 use crate::lab::cri::{eventually, pod, shell};
@@ -135,7 +135,7 @@ async fn one_life(node: &Node, attempt: u32) {
     let ticker = answered("CreateContainer", async || node.try_create(&pod, &ticker, &pod_config).await).await;
     let short = answered("CreateContainer", async || node.try_create(&pod, &short, &pod_config).await).await;
     for id in [&ticker, &short] {
-        answered("StartContainer", async || started(node.start_container(id).await, &node.try_status(id).await)).await;
+        answered("StartContainer", async || started(node, id).await).await;
     }
     let echo = answered("ExecSync", async || node.try_exec(&ticker, &["echo", "hello"], 30).await).await;
     assert_eq!((echo.exit_code, echo.stdout.as_slice()), (0, &b"hello\n"[..]));
@@ -170,11 +170,16 @@ fn counted(text: &str) -> usize {
     text.lines().count()
 }
 
-/// A start whose answer was lost and whose container has ended since cannot be repeated; that it happened is success.
-fn started(result: Result<(), Status>, status: &Result<ContainerStatus, Status>) -> Result<(), Status> {
-    match (&result, status) {
-        (Err(refusal), Ok(status)) if refusal.code() == Code::FailedPrecondition && status.started_at > 0 => Ok(()),
-        _ => result,
+/// Starts a container. A start whose answer was lost and whose container has ended since cannot be repeated; that it happened
+/// is success.
+async fn started(node: &Node, id: &str) -> Result<(), Status> {
+    match node.start_container(id).await {
+        Err(refusal) if refusal.code() == Code::FailedPrecondition => {
+            let status = node.try_status(id).await?;
+            assert!(status.started_at > 0, "{}: {status:?}", refusal.message());
+            Ok(())
+        }
+        result => result,
     }
 }
 
