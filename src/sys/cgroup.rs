@@ -23,7 +23,9 @@ const PAUSE: Duration = Duration::from_millis(2);
 pub fn kill(dir: &Path) -> Result<(), Errno> {
     // v2 from 5.14: the kernel itself leaves no gap for a fork.
     match write_file(&dir.join("cgroup.kill"), b"1") {
-        Err(Errno::NOENT) => {}
+        // Missing on v1; gone under our hands (a second one clears it too); refused where a container has made its cgroup
+        // threaded.
+        Err(Errno::NOENT | Errno::NODEV | Errno::OPNOTSUPP) => {}
         result => return result,
     }
     match write_file(&dir.join("freezer.state"), b"FROZEN") {
@@ -33,7 +35,7 @@ pub fn kill(dir: &Path) -> Result<(), Errno> {
             let thawed = write_file(&dir.join("freezer.state"), b"THAWED");
             result.and(thawed)
         }
-        Err(Errno::NOENT) => kill_until_empty(dir),
+        Err(Errno::NOENT | Errno::NODEV) => kill_until_empty(dir),
         Err(errno) => Err(errno),
     }
 }

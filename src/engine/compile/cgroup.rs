@@ -30,11 +30,8 @@ const CPUSET_FILES: [&str; 2] = ["cpuset.cpus", "cpuset.mems"];
 pub(crate) fn bare(path: &CgroupPath, layout: &CgroupLayout) -> CgroupPlan {
     let leaf = |mount: &String| path.below(mount);
     let unified = layout.v2().map(|v2| leaf(&v2.mount)).unwrap_or_default();
-    let freezer = layout.v1().iter().find(|hierarchy| hierarchy.controllers.iter().any(|it| it == "freezer"));
-    let exec_parent = match freezer {
-        Some(freezer) if unified.is_empty() => leaf(&freezer.mount),
-        _ => unified.clone(),
-    };
+    // Every mount point came as text out of mountinfo.
+    let exec_parent = layout.kill_directory(path).map(|dir| dir.to_string_lossy().into_owned()).unwrap_or_default();
     let memory_events = layout.home("memory").map(|home| match home {
         Home::V1(hierarchy) => format!("{}/memory.oom_control", leaf(&hierarchy.mount)),
         Home::V2(hierarchy) => format!("{}/memory.events", leaf(&hierarchy.mount)),

@@ -122,9 +122,12 @@ impl CgroupLayout {
         mounts.map(|mount| path.below(mount).into()).collect()
     }
 
-    /// Returns the directory whose `cgroup.kill` ends all of a cgroup's processes; `None` on a host without v2.
+    /// Returns the directory through which all of a cgroup's processes are best killed: that of v2 with its
+    /// `cgroup.kill`, else the freezer's, which holds them still meanwhile, else any that lists them.
     pub fn kill_directory(&self, path: &CgroupPath) -> Option<PathBuf> {
-        self.v2.as_ref().map(|v2| path.below(&v2.mount).into())
+        let freezer = || self.v1.iter().find(|v1| v1.controllers.iter().any(|controller| controller == "freezer"));
+        let v1 = || freezer().or_else(|| self.v1.first()).map(|v1| &v1.mount);
+        self.v2.as_ref().map(|v2| &v2.mount).or_else(v1).map(|mount| path.below(mount).into())
     }
 
     /// Returns where a controller's hierarchy is mounted, and whether that is v2; `None` when this host lacks it.
@@ -245,9 +248,10 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_legacy_host_has_no_kill_directory() {
+    fn a_legacy_host_kills_through_the_freezer() {
         let layout = legacy().cgroup;
-        assert_eq!(layout.kill_directory(&"/a".parse().unwrap()), None);
+        let dir = layout.kill_directory(&"/a".parse().unwrap());
+        assert_eq!(dir.as_deref(), Some(Path::new("/sys/fs/cgroup/freezer/a")));
         assert!(layout.directories(&"/a".parse().unwrap()).contains(&PathBuf::from("/sys/fs/cgroup/systemd/a")));
     }
 
