@@ -51,8 +51,7 @@ pub fn load(path: &Path, required: bool) -> Result<Config, ConfigError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound && !required => return Ok(Config::default()),
         Err(source) => return Err(ConfigError::Read { path: path.to_owned(), source }),
     };
-    toml::from_str(&text)
-        .map_err(|source| ConfigError::Malformed { path: path.to_owned(), source: Box::new(source) })
+    toml::from_str(&text).map_err(|source| ConfigError::Malformed { path: path.to_owned(), source: Box::new(source) })
 }
 
 /// Checks what types cannot: called once the command line has had its say.

@@ -6,6 +6,7 @@
 //!   content/ingest/                          daemon.lock               one daemon per state directory
 //!   layers/<diffID hex>/                     pods/<id>/shim.sock
 //!   images/<image id hex>.json               pods/<id>/shim.log        a shim's last words
+//!   daemon.lock                              one daemon per root directory, too
 //!   pods/<id>/record.json                    pods/<id>/resolv.conf, hosts, hostname
 //!   pods/<id>/containers/<id>/record.json
 //!   pods/<id>/containers/<id>/config.json    the OCI runtime configuration
@@ -69,9 +70,9 @@ impl Layout {
         self.state.join("podwright.sock")
     }
 
-    /// Locked by the one daemon that uses this state directory.
-    pub fn lock(&self) -> PathBuf {
-        self.state.join("daemon.lock")
+    /// Locked by the one daemon that uses these directories: each has a lock of its own.
+    pub fn locks(&self) -> [PathBuf; 2] {
+        [self.state.join("daemon.lock"), self.root.join("daemon.lock")]
     }
 
     /// Blobs in progress and done, as an OCI image layout.

@@ -7,4 +7,4 @@ mod lock;
 mod record;
 
 pub use lock::{DaemonLock, LockError};
-pub use record::{ReadError, WriteError, quarantine, read, remove, write};
+pub use record::{ReadError, WriteError, is_quarantined, quarantine, read, remove, write};

@@ -1,4 +1,4 @@
-//! One daemon per state directory: an advisory lock that the kernel drops with its holder.
+//! One daemon per directory: an advisory lock that the kernel drops with its holder.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, Write};
@@ -22,7 +22,10 @@ pub enum LockError {
         source: std::io::Error,
     },
     /// Another daemon has it.
-    #[error("the state directory is in use by another daemon (pid {holder}, lock {}): stop it, or choose another --state", path.display())]
+    #[error(
+        "{} is in use by another daemon (pid {holder}): stop it, or choose other directories by --root and --state",
+        path.parent().unwrap_or(path).display()
+    )]
     Held {
         /// The lock file.
         path: PathBuf,

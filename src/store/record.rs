@@ -133,6 +133,11 @@ pub fn quarantine(path: &Path) -> Result<PathBuf, WriteError> {
     Ok(place)
 }
 
+/// Whether a record was moved out of the way before.
+pub fn is_quarantined(path: &Path) -> bool {
+    path.with_extension("json.damaged").exists()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -174,7 +179,9 @@ mod tests {
             let path = dir.path().join("record.json");
             fs::write(&path, &bytes).unwrap();
             prop_assert!(read::<u64>(&path).is_err());
+            prop_assert!(!is_quarantined(&path));
             let place = quarantine(&path).unwrap();
+            prop_assert!(is_quarantined(&path));
             prop_assert_eq!(fs::read(place).unwrap(), bytes);
         }
 
