@@ -3,6 +3,9 @@
 use std::time::Duration;
 
 use podwright_base::{ContainerId, PodId};
+use rustix::io::Errno;
+
+use crate::shim::ShimError;
 
 /// A failed operation on pods, containers or images.
 #[derive(Debug, thiserror::Error)]
@@ -29,7 +32,7 @@ pub enum Error {
         count: usize,
     },
     /// The image is not on this node.
-    #[error("image.image: {image:?} is not on this node: pull it first")]
+    #[error("config.image.image: {image:?} is not on this node: pull it first")]
     ImageNotFound {
         /// As the caller gave it.
         image: String,
@@ -209,16 +212,29 @@ pub fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// Looks through a chain of causes for a full disk or quota.
+/// Looks through a chain of causes for a full disk or quota, here or in the shim.
 fn is_out_of_space(error: &(dyn std::error::Error + 'static)) -> bool {
     let mut cause = Some(error);
     while let Some(error) = cause {
-        if let Some(io) = error.downcast_ref::<std::io::Error>()
-            && matches!(io.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)
-        {
+        if errno(error).is_some_and(|errno| matches!(errno, Errno::NOSPC | Errno::DQUOT)) {
             return true;
         }
         cause = error.source();
     }
     false
+}
+
+/// Returns the system's error that a cause is, if it is one.
+fn errno(error: &(dyn std::error::Error + 'static)) -> Option<Errno> {
+    if let Some(io) = error.downcast_ref::<std::io::Error>() {
+        return match io.kind() {
+            std::io::ErrorKind::StorageFull => Some(Errno::NOSPC),
+            std::io::ErrorKind::QuotaExceeded => Some(Errno::DQUOT),
+            _ => Errno::from_io_error(io),
+        };
+    }
+    match error.downcast_ref::<ShimError>() {
+        Some(ShimError::Failed(failure)) if failure.errno != 0 => Some(Errno::from_raw_os_error(failure.errno)),
+        _ => error.downcast_ref::<Errno>().copied(),
+    }
 }

@@ -7,12 +7,12 @@ use std::time::Duration;
 use oci_spec::runtime::Spec;
 use podwright_base::{ContainerId, PodId};
 use podwright_compile::ExecRequest;
-use podwright_plan::wire::{ExecPlan, Exit, Stdio};
+use podwright_plan::wire::{Cause, ExecPlan, Exit, Stdio};
 use tokio::net::unix::pipe;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-use crate::error::Error;
+use crate::error::{Error, chain};
 use crate::node::Node;
 use crate::shim::{ShimClient, ShimError};
 
@@ -43,13 +43,32 @@ pub(crate) async fn run(
     plan: ExecPlan,
     limit: Option<Duration>,
     exited: oneshot::Receiver<Exit>,
+    given_up: impl Future<Output = ()>,
 ) -> Result<ExecOutput, Error> {
     let (container, exec) = (plan.container_id.clone(), plan.exec_id.clone());
-    let failed = |error: ShimError| Error::step(format!("run the command in container {container}"), error);
+    let failed = |error: ShimError| match (error.cause(), limit, &error) {
+        (Some(Cause::TimedOut), Some(limit), _) => Error::ExecTimeout { limit },
+        (_, _, ShimError::TooLarge { .. }) => Error::invalid("cmd", error.to_string()),
+        _ => Error::step(format!("run the command in container {container}"), error),
+    };
     let (stdout, stdout_end) = Output::new()?;
     let (stderr, stderr_end) = Output::new()?;
     shim.exec(plan, vec![stdout_end, stderr_end]).await.map_err(failed)?;
     let collecting = collect(stdout, stderr, exited);
+    // Nobody wants the outcome any more: the command ends now, and its outcome is waited for, to be forgotten.
+    let abandoned = async {
+        given_up.await;
+        if let Err(error) = shim.kill_exec(&container, &exec).await {
+            tracing::debug!(container.id = container, error = %chain(&error), "an abandoned command was not killed");
+        }
+        std::future::pending().await
+    };
+    let collecting = async {
+        tokio::select! {
+            collected = collecting => collected,
+            never = abandoned => never,
+        }
+    };
     let collected = match limit {
         None => collecting.await,
         Some(limit) => match timeout(limit + GRACE, collecting).await {

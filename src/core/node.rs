@@ -1,11 +1,13 @@
 //! What all pods of this daemon share.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use podwright_base::Layout;
 use podwright_compile::HostFacts;
 use podwright_images::Images;
 use podwright_network::Network;
+use tokio::sync::Semaphore;
 
 use crate::registry::Registry;
 
@@ -23,6 +25,8 @@ pub(crate) struct Node {
     pub(crate) registry: Registry,
     /// What containers are made with on this host.
     pub(crate) host: podwright_spec::HostTraits,
+    /// Places for looking at users' volumes, whose file systems may not answer.
+    pub(crate) volumes: Arc<Semaphore>,
     /// The shim's binary.
     pub(crate) shim: PathBuf,
 }

@@ -69,7 +69,8 @@ impl Registry {
     /// # Errors
     /// [`Error::PodNotFound`], or [`Error::AmbiguousId`].
     pub(crate) fn pod(&self, id: &str) -> Result<PodHandle, Error> {
-        match lookup(&self.lock().pods, id)? {
+        // One that is being created does not exist yet for anybody but its creator.
+        match lookup(&self.lock().pods, id, |handle| handle.view().is_some())? {
             Some((_, handle)) => Ok(handle.clone()),
             None => Err(Error::PodNotFound { id: id.to_owned() }),
         }
@@ -82,7 +83,7 @@ impl Registry {
     pub(crate) fn container(&self, id: &str) -> Result<(ContainerId, PodHandle), Error> {
         let inner = self.lock();
         let missing = || Error::ContainerNotFound { id: id.to_owned() };
-        let (found, pod) = lookup(&inner.containers, id)?.ok_or_else(missing)?;
+        let (found, pod) = lookup(&inner.containers, id, |_| true)?.ok_or_else(missing)?;
         let handle = inner.pods.get(pod.as_str()).ok_or_else(missing)?;
         Ok((found.parse().map_err(|_| missing())?, handle.clone()))
     }
@@ -99,11 +100,19 @@ impl Registry {
 }
 
 /// Finds a key by itself or by a prefix that no other key has.
-fn lookup<'a, V>(map: &'a BTreeMap<String, V>, prefix: &str) -> Result<Option<(&'a String, &'a V)>, Error> {
+fn lookup<'a, V>(
+    map: &'a BTreeMap<String, V>,
+    prefix: &str,
+    visible: impl Fn(&V) -> bool,
+) -> Result<Option<(&'a String, &'a V)>, Error> {
     if prefix.is_empty() {
         return Ok(None);
     }
-    let mut matches = map.range(prefix.to_owned()..).take_while(|(key, _)| key.starts_with(prefix)).peekable();
+    let mut matches = map
+        .range(prefix.to_owned()..)
+        .take_while(|(key, _)| key.starts_with(prefix))
+        .filter(|(_, value)| visible(value))
+        .peekable();
     let first = matches.next();
     match (first, matches.peek()) {
         (Some((key, _)), Some(_)) if key != prefix => {
@@ -125,10 +134,10 @@ mod tests {
     #[test]
     fn prefixes_find_one_or_say_how_many() {
         let map: BTreeMap<String, u8> = [("ab1".into(), 1), ("ab2".into(), 2), ("c".into(), 3)].into();
-        assert_eq!(lookup(&map, "c").unwrap().unwrap().1, &3);
-        assert_eq!(lookup(&map, "ab1").unwrap().unwrap().1, &1);
-        assert!(lookup(&map, "").unwrap().is_none());
-        assert!(lookup(&map, "d").unwrap().is_none());
-        assert!(matches!(lookup(&map, "ab"), Err(Error::AmbiguousId { count: 2, .. })));
+        assert_eq!(lookup(&map, "c", |_| true).unwrap().unwrap().1, &3);
+        assert_eq!(lookup(&map, "ab1", |_| true).unwrap().unwrap().1, &1);
+        assert!(lookup(&map, "", |_| true).unwrap().is_none());
+        assert!(lookup(&map, "d", |_| true).unwrap().is_none());
+        assert!(matches!(lookup(&map, "ab", |_| true), Err(Error::AmbiguousId { count: 2, .. })));
     }
 }

@@ -10,9 +10,11 @@ use podwright_images::Images;
 use podwright_network::Network;
 use podwright_spec::{ContainerConfig, PodConfig};
 use serde_json::{Value, json};
+use tokio::sync::Semaphore;
 
+use crate::cgroups;
 use crate::clock;
-use crate::error::Error;
+use crate::error::{Error, chain};
 use crate::exec::ExecOutput;
 use crate::host;
 use crate::node::Node;
@@ -23,6 +25,9 @@ use crate::record::PodRecord;
 use crate::recover;
 use crate::registry::{Registry, Reserved};
 use crate::view::{ContainerView, PodView};
+
+/// How many containers' volumes are looked at at once.
+const VOLUME_LOOKERS: usize = 32;
 
 /// The node's pods and containers. Clones are the same node.
 #[derive(Clone)]
@@ -42,7 +47,8 @@ impl Runtime {
         let traits = host::traits(&facts)?;
         let shim = host::shim_binary(config.shim.path.as_deref())?;
         let registry = Registry::default();
-        let node = Arc::new(Node { layout, facts, images, network, registry, host: traits, shim });
+        let volumes = Arc::new(Semaphore::new(VOLUME_LOOKERS));
+        let node = Arc::new(Node { layout, facts, images, network, registry, host: traits, volumes, shim });
         recover::recover(&node).await?;
         Ok(Self { node })
     }
@@ -70,6 +76,13 @@ impl Runtime {
                 }
                 if same && owner.view().is_some_and(|view| view.ready) {
                     return Ok(owner.id);
+                }
+                if same {
+                    let reason = owner.view().map_or_else(|| "it is gone".to_owned(), |view| view.reason.clone());
+                    return Err(Error::PodNotReady {
+                        pod: owner.id,
+                        reason: format!("{reason}; remove it, or raise the attempt"),
+                    });
                 }
                 let name = format!("{}/{}", config.metadata.namespace, config.metadata.name);
                 Err(Error::NameInUse { what: "pod sandbox", name, id: owner.id.to_string() })
@@ -220,6 +233,15 @@ impl Runtime {
     /// Where containers' writable layers are.
     pub fn containers_directory(&self) -> PathBuf {
         self.node.layout.pods()
+    }
+
+    /// Removes, at the daemon's end, what it made for all pods, unless there still is one.
+    pub async fn close(&self) {
+        if self.node.registry.pods().is_empty()
+            && let Err(error) = cgroups::clear(&self.node, self.node.layout.default_cgroup_parent()).await
+        {
+            tracing::warn!(error = %chain(&error), "an empty cgroup is left");
+        }
     }
 
     /// Tells about this node, for people (CRI `Status` with `verbose`).

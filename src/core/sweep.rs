@@ -11,7 +11,7 @@ use crate::error::{Error, chain};
 use crate::node::Node;
 use crate::pod::teardown::remove_tree;
 use crate::recover::entries;
-use crate::shim::{ShimClient, ShimError};
+use crate::shim::ShimClient;
 
 /// Removes volatile directories, network objects and cgroups that no pod owns, and layers that nothing uses.
 ///
@@ -43,8 +43,11 @@ pub(crate) async fn sweep(node: &Node) -> Result<(), Error> {
 
 /// Ends a pod whose record is not there (a creation that had not begun, a removal nearly done).
 pub(crate) async fn remove_unrecorded(node: &Node, id: &PodId) {
-    info!(pod.id = %id, "the rest of a pod is removed");
     end_shim(node, id).await;
+    if podwright_store::is_quarantined(&node.layout.pod_record(id)) {
+        return warn!(pod.id = %id, "what a pod with a damaged record left is kept: remove {}", node.layout.pod(id).display());
+    }
+    info!(pod.id = %id, "the rest of a pod is removed");
     report(id, "directory", remove_tree(&node.layout.pod(id)));
 }
 
@@ -56,7 +59,7 @@ pub(crate) async fn end_unreadable(node: &Node, id: &PodId) {
 async fn end_shim(node: &Node, id: &PodId) {
     match ShimClient::connect(&node.layout.shim_socket(id), id).await {
         Ok(subscription) => report(id, "shim", subscription.client.shut_down().await),
-        Err(ShimError::Connect { .. } | ShimError::Gone) => {}
+        Err(error) if error.is_dead() => {}
         Err(error) => report(id, "shim", Err(error)),
     }
 }

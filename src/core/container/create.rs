@@ -6,16 +6,18 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use oci_spec::runtime::Spec;
 use podwright_base::{ContainerId, Digest};
-use podwright_compile::Bundle;
+use podwright_compile::{Bundle, CompileError};
 use podwright_images::{Image, Lease};
 use podwright_plan::wire::ContainerPlan;
 use podwright_spec::pod::NamespaceMode;
 use podwright_spec::user::User;
-use podwright_spec::{ContainerConfig, ContainerInput, PodConfig, PodFiles, PodNamespaces};
+use podwright_spec::{ContainerConfig, ContainerInput, PodConfig, PodFiles, PodNamespaces, ResolvedDevice};
 use prost::Message;
+use tokio::time::timeout;
 
 use super::devices;
 use super::profile;
@@ -23,12 +25,15 @@ use crate::clock;
 use crate::error::Error;
 use crate::node::Node;
 use crate::pod::create::has_own_network;
+use crate::pod::driver::blocking;
 use crate::pod::teardown::remove_tree;
 use crate::record::{ContainerRecord, PodRecord};
 use crate::view::ContainerState;
 
 /// The largest passwd or group file of an image that is looked at, in bytes.
 const ACCOUNTS_LIMIT: usize = 8 << 20;
+/// How long the user's volumes may take to be looked at.
+const VOLUME_LIMIT: Duration = Duration::from_secs(20);
 
 /// A container that can be started.
 pub(crate) struct Prepared {
@@ -46,21 +51,52 @@ pub(crate) struct Pod {
     pub(crate) shim_pid: u32,
 }
 
-/// Creates a container. Blocks: it reads and writes files, the user's volumes among them.
+/// Creates a container.
 ///
 /// # Errors
 /// The field that cannot be accepted, or the step that failed. Nothing is left then.
-pub(crate) fn prepare(node: &Node, pod: &Pod, config: Arc<ContainerConfig>) -> Result<Prepared, Error> {
+pub(crate) async fn create(node: Arc<Node>, pod: Pod, config: Arc<ContainerConfig>) -> Result<Prepared, Error> {
+    let devices = look_at_volumes(&node, &config).await?;
+    blocking(move || prepare(&node, &pod, config, &devices)).await
+}
+
+/// Looks at what the user wants mounted. A file system that does not answer must hold up this container alone: the
+/// threads that wait for one are few, and nobody waits for them for long.
+async fn look_at_volumes(node: &Node, config: &Arc<ContainerConfig>) -> Result<Vec<ResolvedDevice>, Error> {
+    let stalled = |_| Error::Stalled {
+        what: format!("the creation of container {:?}", config.metadata.name),
+        stage: "look at config.mounts and config.devices",
+        waited: VOLUME_LIMIT,
+    };
+    let (volumes, config) = (Arc::clone(&node.volumes), Arc::clone(config));
+    let look = async {
+        let place = volumes.acquire_owned().await;
+        blocking(move || {
+            let _place = place;
+            check_mounts(&config)?;
+            devices::resolve(&config.devices)
+        })
+        .await
+    };
+    timeout(VOLUME_LIMIT, look).await.map_err(stalled)?
+}
+
+/// Makes the bundle. Blocks: it reads and writes files.
+fn prepare(
+    node: &Node,
+    pod: &Pod,
+    config: Arc<ContainerConfig>,
+    devices: &[ResolvedDevice],
+) -> Result<Prepared, Error> {
     // From here on a removal of the image leaves its layers.
     let (image, lease) =
         node.images.hold(&config.image).ok_or_else(|| Error::ImageNotFound { image: config.image.clone() })?;
-    check_mounts(&config)?;
     let user = resolve_user(node, &image, &config)?;
     let stop_signal =
         podwright_spec::stop_signal(&config, image.config.config().as_ref().and_then(|c| c.stop_signal().as_deref()))
             .map_err(|error| Error::invalid(format!("config.{}", error.field()), error.to_string()))?;
     let id = ContainerId::random();
-    let spec = specify(node, pod, &config, &image, &user, &id)?;
+    let spec = specify(node, pod, &config, &image, &user, devices, &id)?;
     let record = ContainerRecord {
         id,
         image_id: image.id.clone(),
@@ -119,12 +155,12 @@ fn specify(
     config: &ContainerConfig,
     image: &Image,
     user: &User,
+    devices: &[ResolvedDevice],
     id: &ContainerId,
 ) -> Result<Spec, Error> {
     let layout = &node.layout;
     let pod_id = &pod.record.id;
     let (resolv_conf, hosts, hostname) = (layout.resolv_conf(pod_id), layout.hosts(pod_id), layout.hostname(pod_id));
-    let devices = devices::resolve(&config.devices)?;
     let seccomp = profile::seccomp(node, config)?;
     let input = ContainerInput {
         pod: &pod.record.config,
@@ -135,7 +171,7 @@ fn specify(
         files: PodFiles { resolv_conf: Some(&resolv_conf), hosts: Some(&hosts), hostname: Some(&hostname) },
         namespaces: &namespaces(node, pod),
         cgroup_path: &pod.record.container_cgroup(id),
-        devices: &devices,
+        devices,
         seccomp: seccomp.as_ref(),
         pids_limit: None,
         host: &node.host,
@@ -176,8 +212,17 @@ fn plan(node: &Node, pod: &Pod, spec: &Spec, record: &ContainerRecord) -> Result
         stdin_once: record.config.stdin_once,
         shares_shm: pod.record.config.linux.ipc != NamespaceMode::Node,
     };
-    podwright_compile::container(spec, &bundle, &node.facts)
-        .map_err(|source| Error::step(format!("plan container {}", record.id), source))
+    podwright_compile::container(spec, &bundle, &node.facts).map_err(|error| uncompiled(&error))
+}
+
+/// What cannot be compiled was asked for: its field in the specification leads to that of the request.
+pub(crate) fn uncompiled(error: &CompileError) -> Error {
+    match error {
+        CompileError::Unsupported { field } => {
+            Error::Unsupported { field: format!("config ({field})"), feature: "what it asks for".to_owned() }
+        }
+        other => Error::invalid("config", other.to_string()),
+    }
 }
 
 fn write_bundle(
@@ -196,8 +241,7 @@ fn write_bundle(
     make_directory(&writable.join("upper"), 0o755)?;
     make_directory(&writable.join("work"), 0o700)?;
     if let Some(parent) = log_path(&pod.config, &record.config).as_deref().and_then(Path::parent) {
-        fs::create_dir_all(parent)
-            .map_err(|error| Error::invalid("config.log_path", format!("{}: {error}", parent.display())))?;
+        make_log_directory("config.log_path", parent)?;
     }
     let config = layout.container_config(&pod.id, id);
     let json = podwright_spec::config_json(spec).map_err(|source| writing(&config, source))?;
@@ -207,6 +251,19 @@ fn write_bundle(
     // The record comes last: a directory without one is no container.
     podwright_store::write(&layout.container_record(&pod.id, id), record)
         .map_err(|source| Error::step(format!("record container {id}"), source))
+}
+
+/// Makes a directory that the request names.
+///
+/// # Errors
+/// Names the field where the path itself is at fault.
+pub(crate) fn make_log_directory(field: &str, dir: &Path) -> Result<(), Error> {
+    fs::create_dir_all(dir).map_err(|error| match error.kind() {
+        io::ErrorKind::NotADirectory | io::ErrorKind::InvalidInput | io::ErrorKind::InvalidFilename => {
+            Error::invalid(field, format!("{}: {error}", dir.display()))
+        }
+        _ => Error::step(format!("make {}, which {field} names", dir.display()), error),
+    })
 }
 
 fn make_directory(path: &Path, mode: u32) -> Result<(), Error> {

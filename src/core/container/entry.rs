@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use podwright_base::Layout;
 use podwright_images::Lease;
+use podwright_spec::ContainerConfig;
 use podwright_store::WriteError;
 use tokio::sync::watch;
 
@@ -64,11 +65,20 @@ impl Container {
         let Step::Next(next) = state::on(&self.record.state, event) else { return false };
         self.record.state = next;
         self.view = Arc::new(view(layout, pod, &self.record));
+        true
+    }
+
+    /// Tells who waits for the exit, once everybody can see it.
+    pub(crate) fn announce(&self) {
         if matches!(self.record.state, ContainerState::Exited(_)) {
-            self.stopping = None;
             self.exited.send_replace(true);
         }
-        true
+    }
+
+    /// Whether a creation with this configuration asks for this very container. One that has exited cannot be what is
+    /// asked for.
+    pub(crate) fn is_what(&self, config: &ContainerConfig) -> bool {
+        *self.record.config == *config && !matches!(self.record.state, ContainerState::Exited(_))
     }
 
     /// Writes the record.

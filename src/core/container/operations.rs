@@ -1,6 +1,7 @@
 //! What a pod's driver does with its containers: checks the state, hands the slow part out, applies its result.
 
 use std::fs;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,7 +21,7 @@ use crate::cgroups;
 use crate::clock;
 use crate::error::{Error, chain};
 use crate::exec::{self, ExecOutput};
-use crate::pod::driver::{Done, Driver, Name, answer_all, shim_failed};
+use crate::pod::driver::{Done, Driver, Name, answer_all, blocking, shim_failed};
 use crate::pod::handle::Reply;
 use crate::pod::teardown::remove_tree;
 use crate::registry::shared;
@@ -37,7 +38,7 @@ impl Driver {
         let name = config.metadata.clone();
         match self.names.get_mut(&name) {
             Some(Name::Creating(same, waiting)) if **same == config => return waiting.push(reply),
-            Some(Name::Taken(id)) if self.containers.get(id).is_some_and(|c| *c.record.config == config) => {
+            Some(Name::Taken(id)) if self.containers.get(id).is_some_and(|owner| owner.is_what(&config)) => {
                 return drop(reply.send(Ok(id.clone())));
             }
             Some(owner) => {
@@ -52,7 +53,8 @@ impl Driver {
         let config = Arc::new(config);
         self.names.insert(name.clone(), Name::Creating(Arc::clone(&config), vec![reply]));
         let (node, pod) = (Arc::clone(&self.node), create::Pod { record: self.record.clone(), shim_pid });
-        self.tasks.spawn_blocking(move || Done::Created(name, create::prepare(&node, &pod, config).map(Box::new)));
+        let creation = async move { create::create(node, pod, config).await.map(Box::new) };
+        self.hand_out("create a container", creation, |created| Done::Created(name, created));
     }
 
     /// Takes a created container in.
@@ -94,22 +96,28 @@ impl Driver {
             (ContainerState::Created, Ok(_)) if container.removing.is_some() => {
                 drop(reply.send(Err(wrong(id, "it is being removed"))));
             }
-            (ContainerState::Created, Ok(shim)) => {
-                container.starting = Some(Starting { replies: vec![reply], deferred: Vec::new() });
-                let (id, node) = (id.clone(), Arc::clone(&self.node));
-                let path = node.layout.container_plan(&self.record.id, &id);
-                let cgroup = self.record.container_cgroup(&id);
-                self.tasks.spawn(async move {
-                    let started = launch(&shim, &id, &path).await;
-                    if started.is_err()
-                        && let Err(error) = cgroups::clear(&node, cgroup).await
-                    {
-                        warn!(container.id = %id, error = %chain(&error), "a failed start may have left something behind");
-                    }
-                    Done::Started(id, started)
-                });
-            }
+            (ContainerState::Created, Ok(_)) => self.begin_start(id, vec![reply]),
         }
+    }
+
+    /// Has the shim start a container, or joins a start that an earlier daemon has begun.
+    pub(crate) fn begin_start(&mut self, id: &ContainerId, replies: Vec<Reply<()>>) {
+        let (Some(container), Some(shim)) = (self.containers.get_mut(id), self.shim.clone()) else { return };
+        container.starting = Some(Starting { replies, deferred: Vec::new() });
+        let (id, node) = (id.clone(), Arc::clone(&self.node));
+        let path = node.layout.container_plan(&self.record.id, &id);
+        let cgroup = self.record.container_cgroup(&id);
+        let starting = id.clone();
+        let work = async move {
+            let started = launch(&shim, &id, &path).await;
+            if started.is_err()
+                && let Err(error) = cgroups::clear(&node, cgroup).await
+            {
+                warn!(container.id = %id, error = %chain(&error), "a failed start may have left something behind");
+            }
+            started
+        };
+        self.hand_out("start a container", work, |started| Done::Started(starting, started));
     }
 
     /// Applies the end of a start.
@@ -127,43 +135,45 @@ impl Driver {
 
     /// Stops a container that runs; any other one is stopped already.
     pub(crate) fn stop_container(&mut self, id: &ContainerId, timeout: Duration, reply: Reply<()>) {
+        let shim = self.connected_shim();
         let Some(container) = self.containers.get_mut(id) else { return drop(reply.send(Ok(()))) };
-        let (ContainerState::Running { .. }, Some(shim)) = (&container.record.state, &self.shim) else {
-            return drop(reply.send(Ok(())));
-        };
-        begin_stop(container, shim, timeout);
+        match (&container.record.state, shim) {
+            (ContainerState::Running { .. }, Ok(shim)) => begin_stop(container, &shim, timeout),
+            (ContainerState::Running { .. }, Err(error)) => return drop(reply.send(Err(error))),
+            _ => return drop(reply.send(Ok(()))),
+        }
         let (id, exited) = (id.clone(), container.exited());
         tokio::spawn(async move { drop(reply.send(stop::stopped(id, timeout, exited).await)) });
     }
 
     /// Removes a container; one that runs is killed.
     pub(crate) fn remove_container(&mut self, id: &ContainerId, reply: Reply<()>) {
+        let shim = self.connected_shim();
         let Some(container) = self.containers.get_mut(id) else { return drop(reply.send(Ok(()))) };
         if let Some(waiting) = &mut container.removing {
             return waiting.push(reply);
         }
-        container.removing = Some(vec![reply]);
         let running = container.pid().is_some();
-        if let (true, Some(shim)) = (running, &self.shim) {
-            begin_stop(container, shim, Duration::ZERO);
+        match (running, shim) {
+            (true, Ok(shim)) => begin_stop(container, &shim, Duration::ZERO),
+            (true, Err(error)) => return drop(reply.send(Err(error))),
+            (false, _) => {}
         }
+        container.removing = Some(vec![reply]);
         let (id, exited, shim) = (id.clone(), container.exited(), self.shim.clone());
         let dir = self.node.layout.container(&self.record.id, &id);
         let record = self.node.layout.container_record(&self.record.id, &id);
-        self.tasks.spawn(async move {
-            let removed = async {
-                if running {
-                    stop::stopped(id.clone(), Duration::ZERO, exited).await?;
-                }
-                if let Some(shim) = shim {
-                    // A container that was never started is unknown to the shim; a shim that is gone knows none.
-                    drop(shim.forget(id.as_str(), "").await);
-                }
-                remove_files(record, dir).await
-            };
-            let removed = removed.await;
-            Done::ContainerRemoved(id, removed)
-        });
+        let removing = id.clone();
+        let work = async move {
+            if running {
+                stop::stopped(id.clone(), Duration::ZERO, exited).await?;
+            }
+            if let Some(shim) = shim {
+                stop::release(&shim, &id).await?;
+            }
+            blocking(move || remove_files(&record, &dir)).await
+        };
+        self.hand_out("remove a container", work, |removed| Done::ContainerRemoved(removing, removed));
     }
 
     /// Lets go of a removed container.
@@ -210,11 +220,10 @@ impl Driver {
         let (exit, exited) = oneshot::channel();
         self.execs.retain(|_, waiting| !waiting.is_closed());
         self.execs.insert(exec_id.clone(), exit);
-        let (node, pod, id) = (Arc::clone(&self.node), self.record.id.clone(), id.clone());
+        let (node, pod, id, mut reply) = (Arc::clone(&self.node), self.record.id.clone(), id.clone(), reply);
         tokio::spawn(async move {
-            let planned = exec::plan(&node, &pod, &id, &exec_id, &command, limit);
-            let output = match planned {
-                Ok(plan) => exec::run(&shim, plan, limit, exited).await,
+            let output = match exec::plan(&node, &pod, &id, &exec_id, &command, limit) {
+                Ok(plan) => exec::run(&shim, plan, limit, exited, reply.closed()).await,
                 Err(error) => Err(error),
             };
             drop(reply.send(output));
@@ -251,6 +260,10 @@ impl Driver {
         }
         info!(pod.id = %record.id, container.id = %id, state = ?container.record.state, "container");
         self.publish();
+        // Whoever waits for the exit may look at the state at once.
+        if let Some(container) = self.containers.get(id) {
+            container.announce();
+        }
     }
 
     fn running(&self, id: &ContainerId) -> Result<ShimClient, Error> {
@@ -269,8 +282,8 @@ fn ended(exit: &wire::Exit) -> Event {
 
 fn begin_stop(container: &mut Container, shim: &ShimClient, grace: Duration) {
     match &container.stopping {
-        Some(stopping) => stopping.shorten(grace),
-        None => {
+        Some(stopping) if stopping.goes_on() => stopping.shorten(grace),
+        _ => {
             let target = Target { id: container.record.id.clone(), shim: shim.clone(), exited: container.exited() };
             container.stopping = Some(Stopping::begin(target, container.record.stop_signal, grace));
         }
@@ -278,7 +291,7 @@ fn begin_stop(container: &mut Container, shim: &ShimClient, grace: Duration) {
 }
 
 /// Has the shim execute a container's plan.
-async fn launch(shim: &ShimClient, id: &ContainerId, path: &std::path::Path) -> Result<wire::Started, Error> {
+async fn launch(shim: &ShimClient, id: &ContainerId, path: &Path) -> Result<wire::Started, Error> {
     let unreadable = || format!("read the launch plan {}", path.display());
     let bytes = fs::read(path).map_err(|source| Error::step(unreadable(), source))?;
     let plan = ContainerPlan::decode(bytes.as_slice()).map_err(|source| Error::step(unreadable(), source))?;
@@ -286,13 +299,9 @@ async fn launch(shim: &ShimClient, id: &ContainerId, path: &std::path::Path) -> 
 }
 
 /// Removes the record, then the rest, where a large writable layer may take its time.
-async fn remove_files(record: std::path::PathBuf, dir: std::path::PathBuf) -> Result<(), Error> {
-    let removal = move || {
-        podwright_store::remove(&record)
-            .map_err(|source| Error::step(format!("remove {}", record.display()), source))?;
-        remove_tree(&dir).map_err(|source| Error::step(format!("remove {}", dir.display()), source))
-    };
-    tokio::task::spawn_blocking(removal).await.map_err(|source| Error::step("remove a container", source))?
+fn remove_files(record: &Path, dir: &Path) -> Result<(), Error> {
+    podwright_store::remove(record).map_err(|source| Error::step(format!("remove {}", record.display()), source))?;
+    remove_tree(dir).map_err(|source| Error::step(format!("remove {}", dir.display()), source))
 }
 
 fn missing<T>(id: &ContainerId, reply: Reply<T>) {

@@ -11,9 +11,10 @@ use tracing::warn;
 use crate::error::Error;
 use crate::shim::{ShimClient, ShimError};
 
-const SIGKILL: i32 = 9;
 /// What a container may take to die of SIGKILL before the call says so: a process can hang in the kernel.
 const KILL_LIMIT: Duration = Duration::from_secs(20);
+/// Between two looks at whether a killed container has gone.
+const KILL_PAUSE: Duration = Duration::from_millis(50);
 
 /// A stop under way.
 #[derive(Debug)]
@@ -40,6 +41,11 @@ impl Stopping {
         Self { deadline }
     }
 
+    /// Whether it still goes on: one whose SIGKILL could not be delivered has ended without the container.
+    pub(crate) fn goes_on(&self) -> bool {
+        !self.deadline.is_closed()
+    }
+
     /// Brings the deadline nearer; one that is further away changes nothing.
     pub(crate) fn shorten(&self, grace: Duration) {
         let sooner = Instant::now() + grace;
@@ -55,7 +61,7 @@ impl Stopping {
 
 async fn stop(mut target: Target, signal: i32, grace: Duration, mut deadline: watch::Receiver<Instant>) {
     if !grace.is_zero() {
-        note(&target, target.shim.signal(target.id.as_str(), signal, false).await);
+        note_kill(&target.id, target.shim.signal(target.id.as_str(), signal).await);
         loop {
             let until = *deadline.borrow_and_update();
             tokio::select! {
@@ -65,16 +71,42 @@ async fn stop(mut target: Target, signal: i32, grace: Duration, mut deadline: wa
             }
         }
     }
-    note(&target, target.shim.signal(target.id.as_str(), SIGKILL, true).await);
+    note_kill(&target.id, target.shim.kill(target.id.as_str()).await);
 }
 
 /// The signal may come too late, which is what everybody hopes for.
-fn note(target: &Target, result: Result<(), ShimError>) {
+fn note_kill(id: &ContainerId, result: Result<(), ShimError>) {
     match result {
         Err(error) if !matches!(error.cause(), Some(Cause::InvalidState | Cause::NotFound)) => {
-            warn!(container.id = %target.id, error = %error, "the container could not be signalled");
+            warn!(container.id = %id, error = %error, "the container could not be signalled");
         }
         _ => {}
+    }
+}
+
+/// Has the shim drop a container that is being removed. One that still lives there, against all that was known of it, is
+/// killed first: its root file system is about to go.
+///
+/// # Errors
+/// When it cannot be ended.
+pub(crate) async fn release(shim: &ShimClient, id: &ContainerId) -> Result<(), Error> {
+    let ended = async {
+        loop {
+            match shim.forget(id.as_str(), "").await {
+                Err(error) if matches!(error.cause(), Some(Cause::InvalidState)) => {
+                    note_kill(id, shim.kill(id.as_str()).await);
+                    tokio::time::sleep(KILL_PAUSE).await;
+                }
+                // One that was never started is unknown to the shim; a shim that is gone knows none.
+                Err(error) if matches!(error.cause(), Some(Cause::NotFound)) => return Ok(()),
+                Err(ShimError::Gone) => return Ok(()),
+                other => return other.map_err(|source| Error::step(format!("remove container {id}"), source)),
+            }
+        }
+    };
+    match timeout(KILL_LIMIT, ended).await {
+        Ok(result) => result,
+        Err(_) => Err(Error::Stalled { what: format!("container {id}"), stage: "die of SIGKILL", waited: KILL_LIMIT }),
     }
 }
 

@@ -3,17 +3,20 @@
 
 use std::fs::{self, DirBuilder};
 use std::net::IpAddr;
+use std::os::fd::AsFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
 use podwright_compile::{CgroupPath, PodRequest};
-use podwright_network::{Attachment, HostPort, resolver};
+use podwright_network::{AttachError, Attachment, HostPort, LeaseError, resolver};
 use podwright_plan::wire;
 use podwright_spec::PodConfig;
 use podwright_spec::pod::{NamespaceMode, PortMapping, Protocol};
 
+use super::driver::blocking;
 use crate::cgroups;
-use crate::error::Error;
+use crate::container::create::{make_log_directory, uncompiled};
+use crate::error::{Error, chain};
 use crate::node::Node;
 use crate::record::PodRecord;
 use crate::shim::{self, Subscription};
@@ -52,8 +55,7 @@ pub(crate) async fn set_up(node: &Node, record: &PodRecord, enter: impl Fn(&'sta
         .map_err(|source| Error::step("connect to the pod's shim", source))?;
     enter("namespaces");
     let cgroup = cgroups::parse(&record.cgroup)?;
-    let plan = podwright_compile::pod(&request(record, &cgroup), &node.facts)
-        .map_err(|source| Error::step("plan the pod", source))?;
+    let plan = podwright_compile::pod(&request(record, &cgroup), &node.facts).map_err(|error| uncompiled(&error))?;
     let (ready, netns) = subscription
         .client
         .set_up_pod(plan)
@@ -63,13 +65,14 @@ pub(crate) async fn set_up(node: &Node, record: &PodRecord, enter: impl Fn(&'sta
     let attachment = match (has_own_network(&record.config), netns) {
         (false, _) => None,
         (true, Some(netns)) => {
-            let pin = node
-                .network
-                .pin(&record.id, std::os::fd::AsFd::as_fd(&netns))
+            let (network, id) = (node.network.clone(), record.id.clone());
+            // The directory of pins is locked against other tools for a moment.
+            let pin = blocking(move || network.pin(&id, netns.as_fd()))
+                .await
                 .map_err(|source| Error::step("pin the network namespace", source))?;
             let ports = host_ports(&record.config.port_mappings)?;
             let attached = node.network.attach(&record.id, &pin, &ports).await;
-            Some(attached.map_err(|source| Error::step("attach the pod to the network", source))?)
+            Some(attached.map_err(unattached)?)
         }
         (true, None) => {
             let missing = std::io::Error::from(std::io::ErrorKind::NotFound);
@@ -94,8 +97,7 @@ fn make_directories(node: &Node, record: &PodRecord) -> Result<(), Error> {
     }
     let logs = &record.config.log_directory;
     if !logs.as_os_str().is_empty() {
-        fs::create_dir_all(logs)
-            .map_err(|source| Error::invalid("config.log_directory", format!("{}: {source}", logs.display())))?;
+        make_log_directory("config.log_directory", logs)?;
     }
     podwright_store::write(&layout.pod_record(&record.id), record)
         .map_err(|source| Error::step(format!("record pod sandbox {}", record.id), source))
@@ -124,6 +126,16 @@ fn request<'a>(record: &'a PodRecord, cgroup: &'a CgroupPath) -> PodRequest<'a> 
         shm_size: SHM_SIZE,
         cgroup,
         oom_score_adj: SHIM_OOM_SCORE_ADJ,
+    }
+}
+
+/// A host port that cannot be had is the request's matter.
+fn unattached(error: AttachError) -> Error {
+    match error {
+        AttachError::HostIpFamily { .. } | AttachError::Lease(LeaseError::PortTaken { .. }) => {
+            Error::invalid("config.port_mappings", chain(&error))
+        }
+        other => Error::step("attach the pod to the network", other),
     }
 }
 

@@ -19,10 +19,8 @@ use super::create::{self, SetUp};
 use super::handle::{Command, Creation, DriverEnds, Reply};
 use super::state::{Event, Step};
 use super::teardown;
-use crate::clock;
 use crate::container::create::Prepared;
 use crate::container::entry::Container;
-use crate::container::state::Event as ContainerEvent;
 use crate::error::{Error, chain};
 use crate::node::Node;
 use crate::record::PodRecord;
@@ -61,6 +59,8 @@ pub(crate) enum Name {
 pub(crate) enum Done {
     /// The sandbox's creation.
     SetUp(Result<Box<SetUp>, Error>),
+    /// An attempt to reach the shim again.
+    Reconnected(Result<Box<Subscription>, ShimError>),
     /// The undoing of a failed creation.
     Undone(Arc<Error>, Result<(), Error>),
     /// The sandbox's tear-down.
@@ -98,9 +98,8 @@ impl Driver {
         let (node, record, stage) = (Arc::clone(&self.node), self.record.clone(), self.ends.creation.clone());
         let enter = move |name| drop(stage.send_replace(Creation::Underway(name, Instant::now())));
         let span = tracing::info_span!("create", pod.id = %self.record.id);
-        self.tasks.spawn(
-            async move { Done::SetUp(create::set_up(&node, &record, enter).await.map(Box::new)) }.instrument(span),
-        );
+        let creation = async move { create::set_up(&node, &record, enter).await.map(Box::new) };
+        self.hand_out("create a pod sandbox", creation.instrument(span), Done::SetUp);
         self.serve().await;
     }
 
@@ -112,7 +111,8 @@ impl Driver {
                 event = next(&mut self.events) => { self.heard(event); ControlFlow::Continue(()) }
                 Some(done) = self.tasks.join_next() => match done {
                     Ok(done) => self.done(done),
-                    Err(error) => { error!(pod.id = %self.record.id, error = %error, "a step of a pod panicked"); ControlFlow::Continue(()) }
+                    // What is handed out catches its own panics: this is the runtime going down.
+                    Err(error) => { error!(pod.id = %self.record.id, error = %error, "a step of a pod was lost"); ControlFlow::Break(()) }
                 },
             };
             if flow.is_break() {
@@ -125,6 +125,29 @@ impl Driver {
     pub(crate) fn adopt(&mut self, subscription: Subscription) {
         self.shim = Some(subscription.client);
         self.events = Some(subscription.events);
+    }
+
+    /// Lets go of the connection. Who waits for an exec learns that its end will not be told.
+    pub(crate) fn disconnect(&mut self) {
+        self.shim = None;
+        self.events = None;
+        self.execs.clear();
+    }
+
+    /// Whether a stop is under way.
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.stopping.is_some()
+    }
+
+    /// Hands work out; its outcome comes back to [`Driver::done`]. Even a panic is an outcome: somebody waits for it.
+    pub(crate) fn hand_out<T: Send + 'static>(
+        &mut self,
+        what: &'static str,
+        work: impl Future<Output = Result<T, Error>> + Send + 'static,
+        done: impl FnOnce(Result<T, Error>) -> Done + Send + 'static,
+    ) {
+        self.tasks
+            .spawn(async move { done(tokio::spawn(work).await.unwrap_or_else(|panic| Err(Error::step(what, panic)))) });
     }
 
     fn command(&mut self, command: Command) {
@@ -169,6 +192,7 @@ impl Driver {
     fn done(&mut self, done: Done) -> ControlFlow<()> {
         match done {
             Done::SetUp(result) => self.set_up(result),
+            Done::Reconnected(result) => self.reconnected(result),
             Done::Undone(cause, result) => return self.undone(&cause, result),
             Done::TornDown(result) => self.torn_down(result),
             Done::Removed(result) => return self.removed(result),
@@ -194,9 +218,8 @@ impl Driver {
             }
             Err(cause) => {
                 let (node, record, shim) = (Arc::clone(&self.node), self.record.clone(), self.shim.clone());
-                self.tasks.spawn(async move {
-                    let undone = teardown::give_back(&node, &record, &[], shim).await;
-                    Done::Undone(Arc::new(cause), undone.and_then(|()| teardown::remove_pod_files(&node, &record)))
+                self.hand_out("undo a creation", async move { teardown::undo(&node, &record, shim).await }, |undone| {
+                    Done::Undone(Arc::new(cause), undone)
                 });
             }
         }
@@ -204,8 +227,9 @@ impl Driver {
 
     fn undone(&mut self, cause: &Arc<Error>, result: Result<(), Error>) -> ControlFlow<()> {
         if let Err(error) = result {
-            // What is left has no owner now; the sweep at the next start takes it.
             warn!(pod.id = %self.record.id, error = %chain(&error), "a failed creation left something behind");
+            // Its name is free all the same; what it still holds must not wait for the next daemon's sweep.
+            tokio::spawn(teardown::give_back_at_last(Arc::clone(&self.node), self.record.clone()));
         }
         self.node.registry.forget(&self.record.id);
         self.ends.creation.send_replace(Creation::Failed(Arc::clone(cause)));
@@ -232,26 +256,29 @@ impl Driver {
         }
         self.publish();
         let (node, record, shim) = (Arc::clone(&self.node), self.record.clone(), self.shim.clone());
-        let running: Vec<_> = self.containers.values().filter(|container| container.pid().is_some()).collect();
-        let running: Vec<_> =
-            running.iter().map(|container| (container.record.id.clone(), container.exited())).collect();
+        let alive =
+            self.containers.values().filter(|container| container.pid().is_some() || container.starting.is_some());
+        let running: Vec<_> = alive.map(|container| (container.record.id.clone(), container.exited())).collect();
         let containers: Vec<_> = self.containers.keys().cloned().collect();
-        self.tasks.spawn(async move {
+        let work = async move {
             if let Some(shim) = &shim {
                 teardown::kill_containers(shim, running).await;
             }
-            Done::TornDown(teardown::give_back(&node, &record, &containers, shim).await)
-        });
+            teardown::give_back(&node, &record, &containers, shim).await
+        };
+        self.hand_out("tear a pod sandbox down", work, Done::TornDown);
     }
 
     fn torn_down(&mut self, result: Result<(), Error>) {
         self.drain_events();
         self.lose_containers("the pod sandbox was stopped");
-        let result = result.and_then(|()| {
-            self.shim = None;
-            self.events = None;
-            self.enter(Event::TornDown)
-        });
+        if result.is_ok() {
+            self.disconnect();
+            if let Err(error) = self.enter(Event::TornDown) {
+                // Everything is given back all the same; a later daemon tears down again what is not there.
+                warn!(pod.id = %self.record.id, error = %chain(&error), "the end of a stop could not be recorded");
+            }
+        }
         self.publish();
         let replies = self.stopping.take().unwrap_or_default();
         match result {
@@ -286,7 +313,8 @@ impl Driver {
 
     fn begin_removal(&mut self) {
         let (node, record) = (Arc::clone(&self.node), self.record.clone());
-        self.tasks.spawn_blocking(move || Done::Removed(teardown::remove_pod_files(&node, &record)));
+        let work = async move { blocking(move || teardown::remove_pod_files(&node, &record)).await };
+        self.hand_out("remove a pod sandbox", work, Done::Removed);
     }
 
     fn removed(&mut self, result: Result<(), Error>) -> ControlFlow<()> {
@@ -327,41 +355,6 @@ impl Driver {
         }
     }
 
-    fn connection_ended(&mut self) {
-        self.events = None;
-        self.execs.clear();
-        if self.stopping.is_some() {
-            return;
-        }
-        self.lost("the pod's shim ended");
-    }
-
-    /// Notes that the shim is gone, and ends what it can no longer look after.
-    pub(crate) fn lost(&mut self, reason: &str) {
-        self.shim = None;
-        warn!(pod.id = %self.record.id, reason, "pod sandbox is lost");
-        if let Err(error) = self.enter(Event::ShimGone { reason: reason.to_owned() }) {
-            warn!(pod.id = %self.record.id, error = %chain(&error), "the loss could not be recorded");
-        }
-        for id in self.containers.keys() {
-            let (node, cgroup) = (Arc::clone(&self.node), self.record.container_cgroup(id));
-            tokio::spawn(async move {
-                if let Err(error) = crate::cgroups::clear(&node, cgroup).await {
-                    warn!(error = %chain(&error), "processes of a lost pod may be left");
-                }
-            });
-        }
-        self.lose_containers(reason);
-        self.publish();
-    }
-
-    fn lose_containers(&mut self, reason: &str) {
-        let ids: Vec<_> = self.containers.keys().cloned().collect();
-        for id in ids {
-            self.change(&id, ContainerEvent::Lost { at: clock::now(), message: reason.to_owned() });
-        }
-    }
-
     /// Goes on with a stop that the death of an earlier daemon cut short.
     pub(crate) fn resume_stop(&mut self) {
         self.stopping = Some(Vec::new());
@@ -375,7 +368,7 @@ impl Driver {
     }
 
     /// Changes the phase, on disk first.
-    fn enter(&mut self, event: Event) -> Result<(), Error> {
+    pub(crate) fn enter(&mut self, event: Event) -> Result<(), Error> {
         let Step::Next(phase) = self.record.phase.on(event) else { return Ok(()) };
         let old = std::mem::replace(&mut self.record.phase, phase);
         let written = podwright_store::write(&self.node.layout.pod_record(&self.record.id), &self.record);
@@ -409,6 +402,14 @@ impl Driver {
         self.ends.view.send_replace(Some(Arc::new(view)));
     }
 
+    /// Returns the connection to the shim, whether or not the pod is being stopped.
+    ///
+    /// # Errors
+    /// [`Error::PodNotReady`] while it is being made again.
+    pub(crate) fn connected_shim(&self) -> Result<ShimClient, Error> {
+        self.shim.clone().ok_or_else(|| self.not_ready())
+    }
+
     /// Returns the connection to the shim of a pod that is ready.
     ///
     /// # Errors
@@ -416,8 +417,16 @@ impl Driver {
     pub(crate) fn ready_shim(&self) -> Result<ShimClient, Error> {
         match &self.shim {
             Some(shim) if self.record.phase.is_ready() && self.stopping.is_none() => Ok(shim.clone()),
-            _ => Err(Error::PodNotReady { pod: self.record.id.clone(), reason: self.record.phase.reason() }),
+            _ => Err(self.not_ready()),
         }
+    }
+
+    fn not_ready(&self) -> Error {
+        let reason = match self.record.phase.reason() {
+            ready if ready.is_empty() => "the connection to its shim is being made again".to_owned(),
+            reason => reason,
+        };
+        Error::PodNotReady { pod: self.record.id.clone(), reason }
     }
 }
 
@@ -425,6 +434,17 @@ async fn next(events: &mut Option<mpsc::Receiver<wire::Event>>) -> Option<wire::
     match events {
         Some(events) => events.recv().await,
         None => pending().await,
+    }
+}
+
+/// Runs what may block for long where it holds up nobody. A panic in it is the caller's.
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(value) => value,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(_) => pending().await,
+        },
     }
 }
 

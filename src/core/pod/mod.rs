@@ -3,5 +3,6 @@
 pub(crate) mod create;
 pub(crate) mod driver;
 pub(crate) mod handle;
+pub(crate) mod link;
 pub(crate) mod state;
 pub(crate) mod teardown;

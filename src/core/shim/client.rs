@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use podwright_base::PodId;
+use podwright_plan::frame::MAX_FRAME;
 use podwright_plan::wire::{
     self, Event, Failure, Frame, Hello, Inspected, Request, frame::Kind, reply::Result as Answer, request::Op,
 };
@@ -22,6 +23,9 @@ const QUICK: Duration = Duration::from_secs(10);
 /// For the launch of a process: mounts of a user's volumes may be slow.
 const LAUNCH: Duration = Duration::from_secs(60);
 const QUEUE: usize = 64;
+const SIGKILL: u32 = 9;
+/// What a frame has around a request, in bytes, at the most.
+const ENVELOPE: usize = 64;
 
 /// Why the shim did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +49,14 @@ pub(crate) enum ShimError {
         /// For how long.
         after: Duration,
     },
+    /// The request is larger than a frame may be.
+    #[error("{op:?} takes {bytes} bytes; the shim takes {MAX_FRAME}")]
+    TooLarge {
+        /// The request.
+        op: &'static str,
+        /// Its size.
+        bytes: usize,
+    },
     /// The shim tried and failed.
     #[error("{}", describe(.0))]
     Failed(Failure),
@@ -57,6 +69,16 @@ pub(crate) enum ShimError {
 }
 
 impl ShimError {
+    /// Whether nobody is there any more: what lived in the pod has no parent.
+    pub(crate) fn is_dead(&self) -> bool {
+        match self {
+            Self::Connect { source, .. } => {
+                matches!(source.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused)
+            }
+            _ => false,
+        }
+    }
+
     /// Returns what kind of failure the shim reported, if it did.
     pub(crate) fn cause(&self) -> Option<wire::Cause> {
         match self {
@@ -178,14 +200,31 @@ impl ShimClient {
         }
     }
 
-    /// Sends a signal to a container's init, or SIGKILL to all of its processes.
+    /// Sends a signal to a container's init.
     ///
     /// # Errors
     /// `CAUSE_NOT_FOUND` or `CAUSE_INVALID_STATE` when it does not run.
-    pub(crate) async fn signal(&self, container: &str, signal: i32, all: bool) -> Result<(), ShimError> {
+    pub(crate) async fn signal(&self, container: &str, signal: i32) -> Result<(), ShimError> {
         let signal = u32::try_from(signal).unwrap_or_default();
-        let op = wire::Signal { container_id: container.to_owned(), exec_id: String::new(), signal, all };
+        let op = wire::Signal { container_id: container.to_owned(), exec_id: String::new(), signal, all: false };
         self.done("signal", Op::Signal(op)).await
+    }
+
+    /// Kills all processes of a container, running or starting.
+    ///
+    /// # Errors
+    /// `CAUSE_NOT_FOUND` or `CAUSE_INVALID_STATE` when there are none.
+    pub(crate) async fn kill(&self, container: &str) -> Result<(), ShimError> {
+        self.kill_exec(container, "").await
+    }
+
+    /// Kills all processes of a command in a container; with an empty `exec`, all of the container.
+    ///
+    /// # Errors
+    /// `CAUSE_NOT_FOUND` or `CAUSE_INVALID_STATE` when there are none.
+    pub(crate) async fn kill_exec(&self, container: &str, exec: &str) -> Result<(), ShimError> {
+        let (container_id, exec_id) = (container.to_owned(), exec.to_owned());
+        self.done("kill", Op::Signal(wire::Signal { container_id, exec_id, signal: SIGKILL, all: true })).await
     }
 
     /// Has a container's log file opened anew.
@@ -230,6 +269,11 @@ impl ShimClient {
         descriptors: Vec<OwnedFd>,
         limit: Duration,
     ) -> Result<Incoming, ShimError> {
+        let bytes = encoded_len(&request);
+        if bytes > MAX_FRAME {
+            // The shim would have to close the connection over it.
+            return Err(ShimError::TooLarge { op, bytes });
+        }
         let (reply, answer) = oneshot::channel();
         let exchange = async {
             let outgoing = Outgoing { op: request, descriptors, reply };
@@ -242,6 +286,10 @@ impl ShimClient {
             answer => Ok(Incoming { answer, descriptor: incoming.descriptor }),
         }
     }
+}
+
+fn encoded_len(request: &Op) -> usize {
+    request.encoded_len() + ENVELOPE
 }
 
 /// Owns the connection until either side ends it.
