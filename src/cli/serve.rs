@@ -8,12 +8,13 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::Args;
+use futures_util::stream::{self, Stream};
 use podwright_base::{Config, Layout, config, config_file};
 use podwright_core::Runtime;
 use podwright_images::Images;
 use podwright_network::Network;
 use podwright_store::DaemonLock;
-use futures_util::stream::{self, Stream};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -24,6 +25,8 @@ use super::{Place, telemetry};
 /// How long requests under way may take to end once the daemon is asked to stop. What they do goes on in the shims, or
 /// is finished by the next daemon.
 const DRAIN: Duration = Duration::from_secs(20);
+/// How long the process waits for its own blocked threads at the very end.
+const LINGER: Duration = Duration::from_secs(1);
 /// How long to wait after a client could not be accepted: what is exhausted then does not come back at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -39,7 +42,11 @@ impl Serve {
     pub(crate) fn run(self) -> anyhow::Result<()> {
         let config = self.configuration()?;
         telemetry::start(&config.log)?;
-        tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(serve(config))
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        let outcome = runtime.block_on(serve(config));
+        // A thread that waits for a user's dead file system must not keep the daemon from ending.
+        runtime.shutdown_timeout(LINGER);
+        outcome
     }
 
     fn configuration(self) -> anyhow::Result<Config> {
@@ -62,7 +69,9 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let stop = on_stop_signal()?;
     let layout = Layout::new(&config.root, &config.state);
     make_directories(&layout)?;
-    let _lock = DaemonLock::take(&layout.lock())?;
+    let [state, root] = layout.locks();
+    let _locks = (DaemonLock::take(&state)?, DaemonLock::take(&root)?);
+    raise_open_file_limit();
     install_tls();
     let images = Images::open(&layout, &config.registry)?;
     let network = Network::open(&layout, &config.network).await?;
@@ -71,11 +80,10 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let listener = listen(&address)?;
     info!(address = %address.display(), version = env!("CARGO_PKG_VERSION"), "serving");
     tell_systemd(&[sd_notify::NotifyState::Ready]);
-    let routes = podwright_cri::services(runtime, images);
+    let routes = podwright_cri::services(runtime.clone(), images);
     let drained = CancellationToken::new();
-    let server = tonic::transport::Server::builder()
-        .add_routes(routes)
-        .serve_with_incoming_shutdown(connections(listener), {
+    let server =
+        tonic::transport::Server::builder().add_routes(routes).serve_with_incoming_shutdown(connections(listener), {
             let (stop, drained) = (stop.clone(), drained.clone());
             async move {
                 stop.cancelled().await;
@@ -91,8 +99,17 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         result = server => result.context("serve the CRI")?,
         () = drained.cancelled() => warn!("requests are still under way; the next daemon takes up what they began"),
     }
+    runtime.close().await;
     info!("stopped");
     Ok(())
+}
+
+/// Takes as many open files as the administrator allows: each pod takes some here, and its shim inherits the limit.
+fn raise_open_file_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }) {
+        warn!(error = %error, "the limit of open files stays as low as it is");
+    }
 }
 
 /// Returns what is cancelled by SIGTERM or SIGINT.
@@ -133,7 +150,11 @@ fn install_tls() {
 /// socket that a killed daemon left is replaced.
 fn listen(address: &Path) -> anyhow::Result<UnixListener> {
     if let Some(parent) = address.parent() {
-        DirBuilder::new().recursive(true).mode(0o711).create(parent).with_context(|| format!("make {}", parent.display()))?;
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o711)
+            .create(parent)
+            .with_context(|| format!("make {}", parent.display()))?;
     }
     match fs::symlink_metadata(address) {
         Ok(found) if !std::os::unix::fs::FileTypeExt::is_socket(&found.file_type()) => {

@@ -11,7 +11,8 @@ use tracing_subscriber::EnvFilter;
 /// # Errors
 /// When `log.level` is no filter.
 pub(crate) fn start(log: &Log) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(&log.level).with_context(|| format!("the configuration: log.level = {:?}", log.level))?;
+    let filter =
+        EnvFilter::try_new(&log.level).with_context(|| format!("the configuration: log.level = {:?}", log.level))?;
     let logger = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
     match log.format {
         LogFormat::Text => logger.with_ansi(io::IsTerminal::is_terminal(&io::stderr())).init(),
