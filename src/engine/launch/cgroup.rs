@@ -11,6 +11,8 @@ use rustix::io::Errno;
 
 use crate::failure::{Failure, Named};
 
+/// The file that lists a v1 cgroup's threads; v2 has none of this name.
+const TASKS: &str = "tasks";
 /// The file that places a process, in both hierarchies.
 const PROCS: &str = "cgroup.procs";
 
@@ -88,7 +90,12 @@ fn inherit(file: &Path) -> Result<(), Errno> {
 
 /// Puts the calling process into one cgroup; `cause` says whose process it is.
 pub(crate) fn join(dir: &Path, cause: Cause) -> Result<(), Failure> {
-    // "0" is the writer itself, in whatever pid namespace it is.
+    // "0" is the writer itself, in whatever pid namespace it is. It has one thread, and on v1 the kernel moves a thread
+    // without the lock against every fork on the host that it takes for a process: an RCU grace period, 10 ms and more.
+    match write_file(&dir.join(TASKS), b"0") {
+        Err(Errno::NOENT) => {}
+        result => return result.map_err(|errno| Failure::new(cause, "join cgroup", dir.display(), errno)),
+    }
     let file = dir.join(PROCS);
     write_file(&file, b"0").map_err(|errno| Failure::new(cause, "join cgroup", file.display(), errno))
 }
