@@ -66,9 +66,17 @@ fn links(layout: &Layout, bridge: &str) -> Vec<PathBuf> {
 /// Takes away what is left: for after a failed test. What a running daemon keeps between pods (its bridge, its packet filter
 /// rules, its empty cgroup) goes too.
 pub(crate) fn clear(layout: &Layout, bridge: &str) {
-    for pid in processes(layout) {
-        let _ =
-            nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid.cast_signed()), nix::sys::signal::Signal::SIGKILL);
+    // A cgroup is only removed once the last process in it is gone, which takes a moment after its death.
+    for _ in 0..500 {
+        let alive = processes(layout);
+        if alive.is_empty() {
+            break;
+        }
+        for pid in alive {
+            let pid = nix::unistd::Pid::from_raw(pid.cast_signed());
+            let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
     }
     for pin in netns_pins(layout) {
         let _ = nix::mount::umount2(&pin, nix::mount::MntFlags::MNT_DETACH);
