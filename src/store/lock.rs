@@ -3,6 +3,14 @@
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// How long a lock may outlive its holder: a daemon that is killed while it starts a process leaves its files open in the
+/// child, until that executes its own program.
+const HEIRS: Duration = Duration::from_secs(5);
+/// How long to wait before another try.
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// Held for the daemon's life.
 #[derive(Debug)]
@@ -43,14 +51,20 @@ impl DaemonLock {
         let failed = |source| LockError::Open { path: path.to_owned(), source };
         let mut file =
             OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).map_err(failed)?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                let mut holder = String::new();
-                file.read_to_string(&mut holder).map_err(failed)?;
-                return Err(LockError::Held { path: path.to_owned(), holder: holder.trim().to_owned() });
+        let deadline = Instant::now() + HEIRS;
+        loop {
+            match file.try_lock() {
+                Ok(()) => break,
+                Err(TryLockError::WouldBlock) => {}
+                Err(TryLockError::Error(source)) => return Err(failed(source)),
             }
-            Err(TryLockError::Error(source)) => return Err(failed(source)),
+            let mut holder = String::new();
+            file.rewind().and_then(|()| file.read_to_string(&mut holder)).map_err(failed)?;
+            let holder = holder.trim();
+            if Instant::now() >= deadline || Path::new("/proc").join(holder).exists() {
+                return Err(LockError::Held { path: path.to_owned(), holder: holder.to_owned() });
+            }
+            thread::sleep(PAUSE);
         }
         file.set_len(0).map_err(failed)?;
         file.rewind().map_err(failed)?;
@@ -74,5 +88,17 @@ mod tests {
         }
         drop(first);
         DaemonLock::take(&path).unwrap();
+    }
+
+    #[test]
+    fn a_lock_that_outlives_its_holder_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("daemon.lock");
+        let first = DaemonLock::take(&path).unwrap();
+        // No process has this id: the kernel's limit is 4194304.
+        std::fs::write(&path, "4194305\n").unwrap();
+        let taker = thread::spawn(move || DaemonLock::take(&path));
+        drop(first);
+        taker.join().unwrap().unwrap();
     }
 }
