@@ -5,9 +5,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use reqwest::redirect::{Attempt, Policy};
-use reqwest::{Certificate, Client};
+use reqwest::{Certificate, Client, ClientBuilder, Url};
 
-use crate::hosts::Tls;
+use crate::hosts::{self, Tls};
 
 const MOST_REDIRECTS: usize = 10;
 const CONNECT: Duration = Duration::from_secs(10);
@@ -32,19 +32,29 @@ pub enum ClientError {
 /// Makes and keeps clients.
 #[derive(Debug, Default)]
 pub(crate) struct Clients {
-    known: Mutex<HashMap<(Tls, bool), Client>>,
+    known: Mutex<HashMap<(Tls, Reach), Client>>,
+}
+
+/// What an endpoint's address says about the way to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Reach {
+    /// Passes by the environment's proxies, as this host's own addresses always do.
+    direct: bool,
+    /// May turn out not to need any certificate: plain HTTP, or a local port that is tried with TLS first.
+    may_be_plain: bool,
 }
 
 impl Clients {
-    /// Returns a client for endpoints that are trusted this way. `direct` ones pass by the environment's proxies, as
-    /// this host's own addresses always do.
-    pub(crate) fn get(&self, tls: &Tls, direct: bool) -> Result<Client, ClientError> {
+    /// Returns a client for an endpoint that is trusted this way.
+    pub(crate) fn get(&self, tls: &Tls, base: &Url) -> Result<Client, ClientError> {
+        let direct = hosts::is_loopback(base);
+        let reach = Reach { direct, may_be_plain: direct || base.scheme() == "http" };
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let key = (tls.clone(), direct);
+        let key = (tls.clone(), reach);
         if let Some(client) = known.get(&key) {
             return Ok(client.clone());
         }
-        let client = build(tls, direct)?;
+        let client = build(tls, reach)?;
         if known.len() >= MOST_CLIENTS {
             known.clear();
         }
@@ -53,27 +63,32 @@ impl Clients {
     }
 }
 
-fn build(tls: &Tls, direct: bool) -> Result<Client, ClientError> {
+fn build(tls: &Tls, reach: Reach) -> Result<Client, ClientError> {
     if rustls::crypto::CryptoProvider::get_default().map(Arc::as_ref).is_none() {
         return Err(ClientError::NoProvider);
-    }
-    let mut builder = Client::builder()
-        .user_agent(concat!("podwright/", env!("CARGO_PKG_VERSION")))
-        .connect_timeout(CONNECT)
-        .redirect(Policy::custom(redirect))
-        .referer(false)
-        .tls_danger_accept_invalid_certs(tls.skip_verify);
-    if direct {
-        builder = builder.no_proxy();
     }
     let mut certificates = Vec::new();
     for bundle in &tls.authorities {
         certificates.extend(Certificate::from_pem_bundle(bundle).map_err(ClientError::Authority)?);
     }
-    if !certificates.is_empty() {
-        builder = builder.tls_certs_merge(certificates);
-    }
-    builder.build().map_err(ClientError::Build)
+    let built = configure(tls, reach).tls_certs_merge(certificates.clone()).build();
+    let built = match built {
+        // The system's certificates cannot be had, on a minimal host because there are none. What may need none is asked
+        // all the same; a server that does, say one that it redirects to, is then not trusted.
+        Err(_) if reach.may_be_plain => configure(tls, reach).tls_certs_only(certificates).build(),
+        built => built,
+    };
+    built.map_err(ClientError::Build)
+}
+
+fn configure(tls: &Tls, reach: Reach) -> ClientBuilder {
+    let builder = Client::builder()
+        .user_agent(concat!("podwright/", env!("CARGO_PKG_VERSION")))
+        .connect_timeout(CONNECT)
+        .redirect(Policy::custom(redirect))
+        .referer(false)
+        .tls_danger_accept_invalid_certs(tls.skip_verify);
+    if reach.direct { builder.no_proxy() } else { builder }
 }
 
 /// Registries send blobs to their storage. What began in TLS stays in TLS.
@@ -86,4 +101,34 @@ fn redirect(attempt: Attempt<'_>) -> reqwest::redirect::Action {
         return attempt.error("the registry redirects from HTTPS to plain HTTP");
     }
     attempt.follow()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    /// In the environment of the test's own process, which sees no certificates of the system's.
+    const CASE: &str = "PODWRIGHT_WITHOUT_CERTIFICATES";
+
+    #[test]
+    fn without_certificates_only_what_needs_them_is_refused() {
+        if std::env::var_os(CASE).is_none() {
+            let own = std::env::current_exe().unwrap();
+            let mut case = Command::new(own);
+            case.args(["--exact", "client::tests::without_certificates_only_what_needs_them_is_refused"]);
+            case.env(CASE, "1").env("SSL_CERT_FILE", "/dev/null").env_remove("SSL_CERT_DIR");
+            let output = case.output().unwrap();
+            let told = String::from_utf8_lossy(&output.stdout);
+            assert!(output.status.success() && told.contains("1 passed"), "{told}");
+            return;
+        }
+        rustls::crypto::ring::default_provider().install_default().unwrap();
+        let get = |base: &str| Clients::default().get(&Tls::default(), &base.parse().unwrap());
+        for base in ["http://registry.example/v2/", "http://127.0.0.1:5000/v2/", "https://localhost:5000/v2/"] {
+            assert!(get(base).is_ok(), "{base}");
+        }
+        assert!(matches!(get("https://registry.example/v2/"), Err(ClientError::Build(_))));
+    }
 }

@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 use crate::auth::{Answers, AuthError, Realm};
 use crate::client::Clients;
 use crate::credentials::Credentials;
-use crate::hosts::{self, Endpoint};
+use crate::hosts::Endpoint;
 use crate::manifest::{self, Blob};
 use crate::progress::LayerReport;
 use crate::reference::Reference;
@@ -323,6 +323,9 @@ impl Session {
                 Err(error) => {
                     if error.is_out_of_reach() {
                         out_of_reach.push(index);
+                    } else if endpoint.is_plain_fallback {
+                        // It answers in plain HTTP: that it does not in TLS explains nothing.
+                        errors.pop();
                     }
                     errors.push(error);
                 }
@@ -337,7 +340,7 @@ impl Session {
 
     async fn ask(&self, endpoint: &Endpoint, ask: &Ask<'_>) -> Result<Response, RegistryError> {
         let host = host_of(&endpoint.base);
-        let client = self.transport.clients.get(&endpoint.tls, hosts::is_loopback(&endpoint.base));
+        let client = self.transport.clients.get(&endpoint.tls, &endpoint.base);
         let client = client.map_err(|source| RegistryError::Client { host: host.clone(), source })?;
         let registry = host_and_port(&endpoint.base);
         let credentials = self.credentials.clone().filter(|known| {
