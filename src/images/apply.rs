@@ -268,7 +268,12 @@ impl Applier<'_> {
             Some(hidden) if !matches!(hidden, b"" | b"." | b"..") => hidden,
             _ => return Err(EntryError::Whiteout),
         };
-        let parent = self.parent(parents)?;
+        let parent = match self.parent(parents) {
+            // This layer has put something else in the directory's place, which hides all of it anyway; umoci still
+            // writes whiteouts for each name that was in it.
+            Err(EntryError::Parent(ParentError::NotDirectory(_) | ParentError::Dangling(_))) => return Ok(()),
+            parent => parent?,
+        };
         match step("look for an entry of the hidden name", tree::stat(&parent, hidden))? {
             None => {
                 let mode = Mode::from_raw_mode(0o000);

@@ -418,3 +418,18 @@ impl Read for Pieces {
         Ok(length)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_found_among_the_causes() {
+        let full = PullError::Stage {
+            reference: "x".to_owned(),
+            layer: unpack::digest(b""),
+            source: io::Error::from(io::ErrorKind::StorageFull),
+        };
+        assert_eq!(PullError::Joined(Arc::new(full)).class(), PullClass::StorageFull);
+    }
+}

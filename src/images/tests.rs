@@ -7,6 +7,7 @@ mod load;
 mod pull;
 mod pull_auth;
 mod pull_faults;
+mod pull_tls;
 mod registry;
 mod rootfs;
 mod store;
