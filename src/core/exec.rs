@@ -1,6 +1,7 @@
 //! A command run in a container to its end, its output collected (CRI `ExecSync`).
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
@@ -128,26 +129,36 @@ impl Output {
         self.take()
     }
 
-    /// Takes what is left in the pipe, without waiting for more.
+    /// Takes what is left in the pipe, without waiting for more. It asks the kernel: tokio would refuse to read from a pipe
+    /// of whose bytes it has not heard yet, and the news of the exit may have overtaken that of the last ones.
     fn finish(mut self) -> Result<Vec<u8>, Error> {
-        self.take()?;
+        if self.open {
+            let pipe = File::from(self.pipe.into_nonblocking_fd().map_err(unreadable)?);
+            drain(&mut self.kept, |chunk| (&pipe).read(chunk))?;
+        }
         Ok(self.kept)
     }
 
     fn take(&mut self) -> Result<(), Error> {
-        let mut chunk = [0; CHUNK];
-        while self.open {
-            match self.pipe.try_read(&mut chunk) {
-                Ok(0) => self.open = false,
-                Ok(count) => {
-                    let room = OUTPUT_LIMIT - self.kept.len();
-                    self.kept.extend_from_slice(&chunk[..count.min(room)]);
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) => return Err(unreadable(error)),
-            }
-        }
+        self.open = drain(&mut self.kept, |chunk| self.pipe.try_read(chunk))?;
         Ok(())
+    }
+}
+
+/// Keeps what a pipe has now, and returns whether more may come.
+fn drain(kept: &mut Vec<u8>, mut read: impl FnMut(&mut [u8]) -> io::Result<usize>) -> Result<bool, Error> {
+    let mut chunk = [0; CHUNK];
+    loop {
+        match read(&mut chunk) {
+            Ok(0) => return Ok(false),
+            Ok(count) => {
+                let room = OUTPUT_LIMIT - kept.len();
+                kept.extend_from_slice(&chunk[..count.min(room)]);
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(unreadable(error)),
+        }
     }
 }
 
@@ -180,4 +191,21 @@ pub(crate) fn plan(
     };
     podwright_compile::exec(&process, &spec, &request, &node.facts)
         .map_err(|source| Error::step(format!("plan the command in container {container}"), source))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn output_that_the_exit_overtook_is_kept() {
+        let (output, writer) = Output::new().unwrap();
+        let mut writer = File::from(writer);
+        writer.write_all(b"last words").unwrap();
+        // The runtime has not looked at the pipe since, and another process still holds its other end.
+        assert_eq!(output.finish().unwrap(), b"last words");
+        drop(writer);
+    }
 }
