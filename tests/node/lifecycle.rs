@@ -371,6 +371,22 @@ async fn a_command_runs_inside_a_container() {
 }
 
 #[tokio::test]
+async fn commands_side_by_side_keep_their_output() {
+    let node = Node::start_with_images(&["busybox"]).await;
+    let running = node.run(&shell("main", "while :; do sleep 0.05; done")).await;
+    let lane = async |lane: usize| {
+        for round in 0..25 {
+            let word = format!("{lane}-{round}");
+            let response = node.try_exec(&running.container, &["echo", &word], 30).await.expect("ExecSync");
+            assert_eq!(String::from_utf8_lossy(&response.stdout), format!("{word}\n"));
+        }
+    };
+    tokio::join!(lane(0), lane(1), lane(2), lane(3), lane(4), lane(5));
+    node.delete(&running.pod).await;
+    node.finish().await;
+}
+
+#[tokio::test]
 async fn an_exec_out_of_time_is_gone_with_all_its_children() {
     let node = Node::start_with_images(&["busybox"]).await;
     let running = node.run(&shell("main", "while :; do sleep 0.05; done")).await;
