@@ -9,6 +9,9 @@ use tokio::net::UnixStream;
 
 use crate::client::{Client, Network};
 
+/// Commands, as the kernel cuts their names, that runtimes leave running for a pod.
+const OWN: [&str; 4] = ["podwright-shim", "containerd-shim", "conmon", "pause"];
+
 /// Memory at a number of pods, in KiB.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Memory {
@@ -33,8 +36,7 @@ pub(crate) async fn measure(client: &mut Client, pods: usize) -> anyhow::Result<
         running.push(client.start(Network::Pod).await?.0);
     }
     let after = available()?;
-    // Whatever is new and is no container's process is the runtime's.
-    let own = processes().into_iter().filter(|pid| !known.contains(pid) && command(*pid) != "sleep");
+    let own = processes().into_iter().filter(|pid| !known.contains(pid) && OWN.contains(&command(*pid).as_str()));
     let shims: u64 = own.filter_map(|pid| pss(Path::new("/proc").join(pid.to_string()).as_path()).ok()).sum();
     let memory = Memory {
         pods,
