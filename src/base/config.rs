@@ -1,5 +1,7 @@
 //! The daemon's configuration: every key, its default, and the file it is read from.
 
+use std::net::{Ipv4Addr, SocketAddr};
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 
 use ipnet::{Ipv4Net, Ipv6Net};
@@ -30,6 +32,8 @@ pub struct Config {
     pub network: Network,
     /// Registries and pulls.
     pub registry: Registry,
+    /// The server of exec, attach and port-forward.
+    pub streaming: Streaming,
 }
 
 impl Default for Config {
@@ -43,6 +47,7 @@ impl Default for Config {
             cgroup: Cgroup::default(),
             network: Network::default(),
             registry: Registry::default(),
+            streaming: Streaming::default(),
         }
     }
 }
@@ -153,6 +158,38 @@ impl Default for Registry {
             max_concurrent_layers: 4,
             stall_timeout_seconds: 30,
             attempts: 5,
+        }
+    }
+}
+
+/// `[streaming]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Streaming {
+    /// Where exec, attach and port-forward are served; port 0 takes a free one.
+    pub address: SocketAddr,
+    /// Certificate chain in PEM; with it and `tls_key` the server speaks TLS alone. Read again when it changes.
+    pub tls_cert: Option<PathBuf>,
+    /// The certificate's private key in PEM.
+    pub tls_key: Option<PathBuf>,
+    /// Authorities in PEM one of which must have signed a client's certificate; unset: clients need none.
+    pub tls_client_ca: Option<PathBuf>,
+    /// Seconds without a byte either way after which a session is ended.
+    pub idle_timeout_seconds: NonZeroU64,
+    /// Seconds a client has to open the streams it asked for.
+    pub stream_creation_timeout_seconds: NonZeroU64,
+}
+
+impl Default for Streaming {
+    fn default() -> Self {
+        let seconds = |count| NonZeroU64::new(count).expect("the defaults are not zero");
+        Self {
+            address: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+            tls_cert: None,
+            tls_key: None,
+            tls_client_ca: None,
+            idle_timeout_seconds: seconds(4 * 60 * 60),
+            stream_creation_timeout_seconds: seconds(30),
         }
     }
 }
