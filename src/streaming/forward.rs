@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::backend::{Backend, SessionError};
 use crate::copy::{Sent, receive, send};
-use crate::mux::stream::{Input, Opened, Output};
+use crate::mux::stream::{Input, Opened, Output, Reset};
 
 /// The pod whose ports are forwarded.
 #[derive(Clone)]
@@ -159,11 +159,11 @@ async fn forward(pod: &Pod, port: u16, (input, output): (Input, Output), error: 
             let outward = async {
                 match send(&mut read, &output, &CancellationToken::new()).await {
                     Sent::All => output.finish().await,
-                    Sent::Reset => Err(crate::mux::stream::Reset),
+                    Sent::Reset => Err(Reset),
                     Sent::Unreadable(cause) => {
                         tracing::debug!(pod.id = pod.id, port, %cause, "a forwarded connection broke");
                         output.cancel();
-                        Err(crate::mux::stream::Reset)
+                        Err(Reset)
                     }
                 }
             };

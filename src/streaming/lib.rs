@@ -12,6 +12,7 @@
 mod backend;
 mod copy;
 mod forward;
+mod hangup;
 mod idle;
 mod mux;
 mod negotiate;

@@ -130,22 +130,21 @@ async fn run(
     };
     let mut inward = pin!(async { tokio::join!(feeding, resizing) });
     let mut printing = pin!(printing);
-    let (mut code, mut printed, mut fed) = (None, None, false);
+    let (mut exit, mut printed, mut fed) = (None, None, false);
     loop {
         tokio::select! {
-            exit = &mut end, if code.is_none() => {
-                code = Some(exit?);
+            code = &mut end, if exit.is_none() => {
+                exit = Some(code);
                 ended.cancel();
             }
             result = &mut printing, if printed.is_none() => printed = Some(result),
             _ = &mut inward, if !fed => fed = true,
         }
-        if let (Some(code), Some(printed)) = (code, &printed) {
-            return match printed {
-                Err(error) => Ok(Outcome::Failed(format!("the output was cut off: {error}"))),
-                Ok(()) if code == 0 => Ok(Outcome::Success),
-                Ok(()) => Ok(Outcome::ExitCode(code)),
-            };
+        // What was written before the end, a bad one too, is sent before the client is told of it.
+        match (exit.take(), &printed) {
+            (Some(Ok(_)), Some(Err(error))) => return Ok(Outcome::Failed(format!("the output was cut off: {error}"))),
+            (Some(code), Some(_)) => return code.map(Outcome::of),
+            (waiting, _) => exit = waiting,
         }
     }
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use http::{Method, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
+use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use podwright_base::config::Streaming;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -20,6 +21,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
 use crate::backend::Backend;
+use crate::hangup::Hangup;
 use crate::idle::Activity;
 use crate::negotiate::{Agreement, negotiate, refusal};
 use crate::request::{AttachRequest, ExecRequest, PortForwardRequest, Request, TokenError};
@@ -89,11 +91,9 @@ impl Server {
             tokens: Arc::clone(&tokens),
             tls,
             idle: Duration::from_secs(config.idle_timeout_seconds.get()),
-            terms: Terms {
-                backend,
-                patience: Duration::from_secs(config.stream_creation_timeout_seconds.get()),
-                stopping: stopping.clone(),
-            },
+            backend,
+            patience: Duration::from_secs(config.stream_creation_timeout_seconds.get()),
+            stopping: stopping.clone(),
             aborting: aborting.clone(),
             tasks: tasks.clone(),
         };
@@ -163,14 +163,16 @@ struct Shared {
     tokens: Arc<Tokens>,
     tls: Option<Tls>,
     idle: Duration,
-    terms: Terms,
+    backend: Arc<dyn Backend>,
+    patience: Duration,
+    stopping: CancellationToken,
     aborting: CancellationToken,
     tasks: TaskTracker,
 }
 
 async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     let arriving = Arc::new(Semaphore::new(ARRIVING));
-    let stopping = shared.terms.stopping.clone();
+    let stopping = shared.stopping.clone();
     let serving = async {
         loop {
             let permit = Arc::clone(&arriving).acquire_owned().await.expect("the semaphore is never closed");
@@ -193,29 +195,30 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
 /// Takes a connection to its request; the session goes on in a task of its own.
 async fn arrive(socket: TcpStream, shared: Arc<Shared>, permit: OwnedSemaphorePermit) {
     // A keystroke and its echo are small, and wait for nothing.
-    if let Err(error) = socket.set_nodelay(true) {
-        return tracing::debug!(%error, "a streaming connection is gone already");
-    }
+    let hangup = match socket.set_nodelay(true).and_then(|()| Hangup::watch(&socket)) {
+        Ok(hangup) => Arc::new(hangup),
+        Err(error) => return tracing::warn!(%error, "a streaming connection cannot be served"),
+    };
     if shared.tls.is_none() {
-        return request(socket, shared, permit).await;
+        return request(socket, hangup, shared, permit).await;
     }
     let reading = Arc::clone(&shared);
     let config = tokio::task::spawn_blocking(move || reading.tls.as_ref().map(Tls::config));
     let Ok(Some(config)) = config.await else { return };
     match timeout(ARRIVAL, TlsAcceptor::from(config).accept(socket)).await {
-        Ok(Ok(socket)) => request(socket, shared, permit).await,
+        Ok(Ok(socket)) => request(socket, hangup, shared, permit).await,
         Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
         Err(_) => tracing::debug!("a TLS handshake took too long"),
     }
 }
 
 /// Serves the one request of a connection.
-async fn request<S>(socket: S, shared: Arc<Shared>, permit: OwnedSemaphorePermit)
+async fn request<S>(socket: S, hangup: Arc<Hangup>, shared: Arc<Shared>, permit: OwnedSemaphorePermit)
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let service = service_fn(|request| {
-        let response = answer(request, &shared);
+        let response = answer(request, &hangup, &shared);
         async { Ok::<_, Infallible>(response) }
     });
     let connection = hyper::server::conn::http1::Builder::new()
@@ -231,7 +234,7 @@ where
 }
 
 /// Answers a request, and starts its session where there is one.
-fn answer(mut request: http::Request<Incoming>, shared: &Arc<Shared>) -> Response<String> {
+fn answer(mut request: http::Request<Incoming>, hangup: &Arc<Hangup>, shared: &Arc<Shared>) -> Response<String> {
     let plain = |status| refusal(status, format!("{status}\n"));
     let mut path = request.uri().path().split('/');
     let (Some(""), Some(verb @ ("exec" | "attach" | "portforward")), Some(token), None) =
@@ -251,36 +254,54 @@ fn answer(mut request: http::Request<Incoming>, shared: &Arc<Shared>) -> Respons
         }
         Ok((agreement, response)) => {
             let upgrade = hyper::upgrade::on(&mut request);
-            let session = session(upgrade, agreement, Arc::clone(shared), verb, target);
+            let hangup = Arc::clone(hangup);
+            let session = Arc::clone(shared).serve(upgrade, hangup, agreement, verb, target);
             shared.tasks.spawn(shared.aborting.clone().run_until_cancelled_owned(session));
             response
         }
     }
 }
 
-/// Serves a session on what becomes of its connection.
-async fn session(
-    upgrade: hyper::upgrade::OnUpgrade,
-    agreement: Agreement,
-    shared: Arc<Shared>,
-    verb: &'static str,
-    target: String,
-) {
-    let upgraded = match upgrade.await {
-        Ok(upgraded) => upgraded,
-        Err(error) => return tracing::debug!(verb, target, %error, "a streaming client left before its session began"),
-    };
-    let (socket, activity) = Activity::watch(TokioIo::new(upgraded));
-    tokio::select! {
-        ended = run(socket, agreement, &shared.terms) => match ended {
-            Ok(()) => tracing::debug!(verb, target, "a streaming session has ended"),
+impl Shared {
+    /// Serves a session on what becomes of its connection.
+    async fn serve(
+        self: Arc<Self>,
+        upgrade: OnUpgrade,
+        hangup: Arc<Hangup>,
+        agreement: Agreement,
+        verb: &'static str,
+        target: String,
+    ) {
+        let socket = match upgrade.await {
+            Ok(upgraded) => TokioIo::new(upgraded),
             Err(error) => {
-                let cause = std::error::Error::source(&error).map(ToString::to_string);
-                tracing::debug!(verb, target, %error, cause, "a streaming session broke");
+                return tracing::debug!(verb, target, %error, "a streaming client left before its session began");
             }
-        },
-        () = activity.ceased(shared.idle) => {
-            tracing::info!(verb, target, seconds = shared.idle.as_secs(), "an idle streaming session was ended");
+        };
+        let (socket, activity) = Activity::watch(socket);
+        let terms = Terms {
+            backend: Arc::clone(&self.backend),
+            patience: self.patience,
+            stopping: self.stopping.clone(),
+            hung_up: CancellationToken::new(),
+        };
+        let watching = async {
+            hangup.seen().await;
+            terms.hung_up.cancel();
+            std::future::pending::<Infallible>().await
+        };
+        tokio::select! {
+            ended = run(socket, agreement, &terms) => match ended {
+                Ok(()) => tracing::debug!(verb, target, "a streaming session has ended"),
+                Err(error) => {
+                    let cause = std::error::Error::source(&error).map(ToString::to_string);
+                    tracing::debug!(verb, target, %error, cause, "a streaming session broke");
+                }
+            },
+            () = activity.ceased(self.idle) => {
+                tracing::info!(verb, target, seconds = self.idle.as_secs(), "an idle streaming session was ended");
+            }
+            never = watching => match never {},
         }
     }
 }

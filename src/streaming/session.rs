@@ -35,6 +35,8 @@ pub(crate) struct Terms {
     pub(crate) patience: Duration,
     /// Ends the session with a word to the client.
     pub(crate) stopping: CancellationToken,
+    /// Set when the client has hung up.
+    pub(crate) hung_up: CancellationToken,
 }
 
 /// Serves what was agreed on.
@@ -107,7 +109,7 @@ async fn spdy_remote<S>(socket: S, remote: Remote, request: RemoteRequest, terms
 where
     S: AsyncRead + AsyncWrite + Send,
 {
-    let (link, mut opened) = Link::new(spdy::Decoder::new(), spdy::Encoder::default());
+    let (link, mut opened) = Link::new(spdy::Decoder::new(), spdy::Encoder::default(), terms.hung_up.clone());
     let session = async move {
         let mut channels = Channels::default();
         let wanted = wanted(&request, remote.resize);
@@ -132,7 +134,8 @@ async fn channel_remote<S>(
 where
     S: AsyncRead + AsyncWrite + Send,
 {
-    let (mut link, _) = Link::new(websocket::Decoder::new(codec), websocket::Encoder::new(codec));
+    let (mut link, _) =
+        Link::new(websocket::Decoder::new(codec), websocket::Encoder::new(codec), terms.hung_up.clone());
     let wanted = wanted(&request, true);
     let channels = Channels {
         stdin: wanted.stdin.then(|| link.stream(STDIN).0),
@@ -153,7 +156,7 @@ async fn spdy_forward<S>(socket: S, pod: &Pod, terms: &Terms) -> Result<(), Link
 where
     S: AsyncRead + AsyncWrite + Send,
 {
-    let (link, opened) = Link::new(spdy::Decoder::new(), spdy::Encoder::default());
+    let (link, opened) = Link::new(spdy::Decoder::new(), spdy::Encoder::default(), terms.hung_up.clone());
     together(socket, link, serve_pairs(opened, pod, terms.patience, &terms.stopping)).await
 }
 
@@ -163,7 +166,8 @@ where
     S: AsyncRead + AsyncWrite + Send,
 {
     let codec = Codec::Tunnel;
-    let (mut link, _) = Link::new(websocket::Decoder::new(codec), websocket::Encoder::new(codec));
+    let (mut link, _) =
+        Link::new(websocket::Decoder::new(codec), websocket::Encoder::new(codec), terms.hung_up.clone());
     let (input, output) = link.stream(0);
     let (inner, outer) = tokio::io::duplex(WINDOW);
     let (mut read, write) = tokio::io::split(outer);
@@ -182,7 +186,8 @@ async fn channel_forward<S>(socket: S, codec: Codec, pod: &Pod, ports: &[u16], t
 where
     S: AsyncRead + AsyncWrite + Send,
 {
-    let (mut link, _) = Link::new(websocket::Decoder::new(codec), websocket::Encoder::new(codec));
+    let (mut link, _) =
+        Link::new(websocket::Decoder::new(codec), websocket::Encoder::new(codec), terms.hung_up.clone());
     let channels = (0_u32..).step_by(2).zip(ports);
     let ports = channels.map(|(id, &port)| (port, link.stream(id), link.stream(id + 1).1)).collect();
     together(socket, link, serve_ports(ports, pod, &terms.stopping)).await

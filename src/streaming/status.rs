@@ -14,6 +14,13 @@ pub(crate) enum Outcome {
     Failed(String),
 }
 
+impl Outcome {
+    /// Tells success from other exit codes.
+    pub(crate) fn of(code: i32) -> Self {
+        if code == 0 { Self::Success } else { Self::ExitCode(code) }
+    }
+}
+
 /// How it is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Format {

@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
 use crate::mux::outbox::Outbox;
 use crate::mux::reader::Reader;
@@ -32,6 +33,9 @@ pub(crate) enum LinkError {
     /// The client does not speak the protocol.
     #[error("the client broke the protocol")]
     Protocol(#[from] ProtocolError),
+    /// The client has hung up, and what it sent last is not taken.
+    #[error("the client has hung up")]
+    HungUp,
     /// The socket has failed.
     #[error("read from the client")]
     Read(#[source] io::Error),
@@ -59,12 +63,18 @@ impl Closer {
 
 impl<D: Decode, E: Encode> Link<D, E> {
     /// Sets a connection up on which the client may open streams, which come out of the receiver.
-    pub(crate) fn new(decoder: D, encoder: E) -> (Self, mpsc::Receiver<Opened>) {
+    pub(crate) fn new(decoder: D, encoder: E, hung_up: CancellationToken) -> (Self, mpsc::Receiver<Opened>) {
         let outbox = Arc::new(Outbox::default());
         let (queue, pieces) = mpsc::channel(QUEUE);
         let (opened, incoming) = mpsc::channel(OPENED);
-        let reader =
-            Reader { decoder, streams: HashMap::new(), outbox: Arc::clone(&outbox), queue, opened: Some(opened) };
+        let reader = Reader {
+            decoder,
+            streams: HashMap::new(),
+            outbox: Arc::clone(&outbox),
+            queue,
+            opened: Some(opened),
+            hung_up,
+        };
         (Self { reader, writer: Writer { encoder, outbox, queue: pieces } }, incoming)
     }
 
@@ -98,7 +108,8 @@ impl<D: Decode, E: Encode> Link<D, E> {
                 return Ok(());
             }
         };
-        outbox.say_goodbye(if ended.is_ok() { Goodbye::Answer } else { Goodbye::ProtocolError });
+        let broken = matches!(ended, Err(LinkError::Protocol(_)));
+        outbox.say_goodbye(if broken { Goodbye::ProtocolError } else { Goodbye::Answer });
         // A client that is gone does not hear it.
         drop(timeout(FAREWELL, writing).await);
         ended

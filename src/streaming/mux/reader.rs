@@ -2,10 +2,13 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::mpsc;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
 
 use crate::mux::connection::LinkError;
 use crate::mux::outbox::Outbox;
@@ -16,6 +19,8 @@ use crate::mux::{Control, Decode, Event, Headers, ProtocolError};
 const READ: usize = 16 << 10;
 /// Streams that one client may have open: a port-forward has two for each of its connections.
 const STREAMS: usize = 1000;
+/// How long nothing may be taken of what a client sent before it hung up.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The reading half of a connection.
 pub(crate) struct Reader<D> {
@@ -25,6 +30,8 @@ pub(crate) struct Reader<D> {
     pub(crate) queue: mpsc::Sender<Piece>,
     /// Where streams that the client opens go; none once it has said that it opens no more.
     pub(crate) opened: Option<mpsc::Sender<Opened>>,
+    /// Set when the client has hung up, which is not read while nobody takes what it sent before.
+    pub(crate) hung_up: CancellationToken,
 }
 
 impl<D: Decode> Reader<D> {
@@ -54,10 +61,10 @@ impl<D: Decode> Reader<D> {
         }
     }
 
-    async fn handle(&mut self, event: Event) -> Result<(), ProtocolError> {
+    async fn handle(&mut self, event: Event) -> Result<(), LinkError> {
         match event {
             Event::Open { id, headers, last, one_way } => self.open(id, headers, last, one_way).await?,
-            Event::Data { id, bytes, last } => self.data(id, &bytes, last).await,
+            Event::Data { id, bytes, last } => self.data(id, &bytes, last).await?,
             Event::Reset { id } => {
                 if let Some(stream) = self.streams.remove(&id) {
                     stream.reset();
@@ -90,15 +97,23 @@ impl<D: Decode> Reader<D> {
         Ok(())
     }
 
-    async fn data(&mut self, id: u32, bytes: &[u8], last: bool) {
+    async fn data(&mut self, id: u32, bytes: &[u8], last: bool) -> Result<(), LinkError> {
         let Some(stream) = self.streams.get(&id) else {
             // Sent before the client knew that the stream was over.
             if !bytes.is_empty() {
                 self.outbox.credit(0, bytes.len());
             }
-            return;
+            return Ok(());
         };
-        let unwanted = if stream.is_finished() { bytes.len() } else { stream.feed(bytes).await };
+        let leaving = async {
+            self.hung_up.cancelled().await;
+            sleep(PATIENCE).await;
+        };
+        let unwanted = tokio::select! {
+            biased;
+            unwanted = stream.feed(bytes) => unwanted,
+            () = leaving => return Err(LinkError::HungUp),
+        };
         if unwanted > 0 {
             self.outbox.credit(0, unwanted);
             if !last {
@@ -108,5 +123,6 @@ impl<D: Decode> Reader<D> {
         if last {
             stream.finish();
         }
+        Ok(())
     }
 }

@@ -66,16 +66,11 @@ impl Shared {
         wake(&mut incoming.consumer);
     }
 
-    /// Whether the client has said that it sends no more.
-    pub(crate) fn is_finished(&self) -> bool {
-        self.incoming().finished
-    }
-
     /// Stores what the client sent, waiting for room. Returns how much of it nobody will read.
     pub(crate) async fn feed(&self, mut bytes: &[u8]) -> usize {
         std::future::poll_fn(|context| {
             let mut incoming = self.incoming();
-            if incoming.abandoned || self.is_reset() {
+            if incoming.abandoned || incoming.finished || self.is_reset() {
                 return Poll::Ready(bytes.len());
             }
             let room = WINDOW - incoming.bytes.len();

@@ -98,7 +98,7 @@ mod tests {
         assert_eq!(control(Control::Credit { id: 1, bytes: 256 }), [0x80, 3, 0, 9, 0, 0, 0, 8, 0, 0, 0, 1, 0, 0, 1, 0]);
         let pong = control(Control::Pong(Bytes::from_static(&[1, 2, 3, 5])));
         assert_eq!(pong, [0x80, 3, 0, 6, 0, 0, 0, 4, 1, 2, 3, 5]);
-        assert_eq!(control(Control::Accept { id: 1 })[..12], [0x80, 3, 0, 2, 0, 0, 0, 19, 0, 0, 0, 1]);
+        assert_eq!(control(Control::Accept { id: 1 })[..12], [0x80, 3, 0, 2, 0, 0, 0, 24, 0, 0, 0, 1]);
         let last = encoded(|encoder, out| encoder.data(5, b"ab", true, out));
         assert_eq!(last, [0, 0, 0, 5, 1, 0, 0, 2, b'a', b'b']);
         let left = encoded(|encoder, out| encoder.goodbye(Goodbye::ProtocolError, out));

@@ -19,6 +19,8 @@ const PIPE: usize = 64 << 10;
 pub(super) struct Fake {
     /// Set once a session that was held has been dropped.
     pub(super) dropped: CancellationToken,
+    /// What the server is told of the client, where it cannot see for itself.
+    pub(super) hung_up: CancellationToken,
     /// Bytes that `flood` got rid of.
     pub(super) flooded: std::sync::Arc<AtomicUsize>,
 }
@@ -32,7 +34,7 @@ struct Process {
 }
 
 impl Fake {
-    fn session(&self, command: Vec<String>, tty: bool) -> Session {
+    fn session(&self, command: Vec<String>, stderr_wanted: bool, tty: bool) -> Session {
         let ((stdin, inner_in), (stdout, inner_out), (stderr, inner_err)) = (duplex(PIPE), duplex(PIPE), duplex(PIPE));
         let (resize, sizes) = mpsc::channel(1);
         let process = Process { stdin: inner_in, stdout: inner_out, stderr: inner_err, sizes };
@@ -47,7 +49,7 @@ impl Fake {
         Session {
             stdin: Some(Box::new(stdin)),
             stdout: Some(Box::new(stdout)),
-            stderr: (!tty).then(|| Box::new(stderr) as _),
+            stderr: stderr_wanted.then(|| Box::new(stderr) as _),
             resize: tty.then_some(resize),
             end: Box::pin(async move {
                 let _guard = guard;
@@ -66,7 +68,8 @@ impl Process {
             }
             ["print", count] => {
                 self.stdout.write_all(&pattern(count.parse().unwrap())).await?;
-                self.stderr.write_all(b"to stderr").await?;
+                // Not every client wants it.
+                self.stderr.write_all(b"to stderr").await.ok();
             }
             ["exit", code] => return Ok(code.parse().unwrap()),
             ["count"] => {
@@ -106,7 +109,10 @@ impl Process {
                 self.stdout.write_all(b"held").await?;
                 std::future::pending::<()>().await;
             }
-            ["break"] => return Err(io::Error::other("the shim is gone")),
+            ["break"] => {
+                self.stdout.write_all(b"before").await?;
+                return Err(io::Error::other("the shim is gone"));
+            }
             _ => panic!("{words:?}"),
         }
         Ok(0)
@@ -119,14 +125,14 @@ impl Backend for Fake {
             if request.command == ["missing"] {
                 return Err(SessionError::new("no such file or directory"));
             }
-            Ok(self.session(request.command, request.tty))
+            Ok(self.session(request.command, request.stderr, request.tty))
         })
     }
 
     fn attach(&self, request: AttachRequest) -> BoxFuture<'_, Result<Session, SessionError>> {
         assert_eq!(request.container_id, "c");
         // It prints and ends with a code that is none of an attach's business.
-        let mut session = self.session(vec!["print".to_owned(), "3".to_owned()], request.tty);
+        let mut session = self.session(vec!["print".to_owned(), "3".to_owned()], request.stderr, request.tty);
         session.end = Box::pin(async { session.end.await.map(|_| 7) });
         Box::pin(async { Ok(session) })
     }

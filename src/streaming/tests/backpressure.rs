@@ -31,8 +31,8 @@ type Session = JoinHandle<Result<(), LinkError>>;
 fn serve(agreement: Agreement) -> (DuplexStream, Arc<Fake>, Session) {
     let fake = Arc::new(Fake::default());
     let (ours, theirs) = duplex(SOCKET);
-    let stopping = CancellationToken::new();
-    let terms = Terms { backend: Arc::clone(&fake) as _, patience: Duration::from_secs(30), stopping };
+    let (stopping, hung_up) = (CancellationToken::new(), fake.hung_up.clone());
+    let terms = Terms { backend: Arc::clone(&fake) as _, patience: Duration::from_secs(30), stopping, hung_up };
     (ours, fake, tokio::spawn(async move { run(theirs, agreement, &terms).await }))
 }
 
@@ -93,6 +93,20 @@ async fn a_process_that_does_not_read_stalls_its_client() {
     assert!(held < HELD, "{held}");
     standstill().await;
     assert_eq!(sent.load(Ordering::Relaxed), held);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_hangs_up_with_input_that_is_not_taken_ends_its_session() {
+    let (mut sender, mut receiver, fake, session) = spdy(&["hold"]);
+    let [_, stdin, _, _] = sender.open_all(["error", "stdin", "stdout", "stderr"]).await;
+    receiver.accepted([1, 3, 5, 7]).await;
+    let sending = tokio::spawn(async move { sender.data(stdin, &pattern(1 << 20), false).await });
+    standstill().await;
+    let begin = Instant::now();
+    fake.hung_up.cancel();
+    assert!(matches!(session.await.unwrap(), Err(LinkError::HungUp)));
+    assert!(begin.elapsed() >= Duration::from_secs(10));
+    assert!(fake.dropped.is_cancelled() && sending.await.unwrap().is_err());
 }
 
 #[tokio::test(start_paused = true)]

@@ -57,6 +57,12 @@ async fn exit_codes_and_failures_are_told_in_the_version_s_form() {
 }
 
 #[tokio::test]
+async fn what_was_written_before_a_bad_end_is_not_lost() {
+    let ([error, _, stdout, _], said) = run(exec(&["break"], false), V4, b"").await;
+    assert_eq!((said.text(stdout).as_str(), said.text(error).contains("the shim is gone")), ("before", true));
+}
+
+#[tokio::test]
 async fn the_end_of_the_input_ends_it_for_the_command_alone() {
     let ([_, _, stdout, _], said) = run(exec(&["cat"], false), V4, b"in and out").await;
     assert_eq!(said.text(stdout), "in and out");
