@@ -12,7 +12,9 @@ use podwright_sys::signalling;
 use rustix::io::Errno;
 
 use crate::cgroups;
+use crate::clients::Clients;
 use crate::clock;
+use crate::input::Input;
 use crate::lifecycle::{Event, Next, State};
 use crate::lines::Stream;
 use crate::operations::{Answer, DONE, SIGKILL, refuse};
@@ -25,8 +27,6 @@ use crate::words::say;
 const ENDING: Duration = Duration::from_secs(2);
 /// How often it looks.
 const LOOK_AGAIN: Duration = Duration::from_millis(3);
-/// How often a log is tried again that cannot be written.
-const LOG_RETRY: Duration = Duration::from_secs(1);
 
 /// A container on its way to the user's program.
 #[derive(Debug)]
@@ -52,12 +52,16 @@ pub(crate) struct Container {
     launch: Option<Launch>,
     /// The init, from its start until it is reaped.
     pub(crate) pidfd: Option<OwnedFd>,
-    /// The write end of its stdin, when the plan keeps one open.
-    stdin: Option<OwnedFd>,
+    /// Whether it has a terminal.
+    pub(crate) terminal: bool,
+    pub(crate) input: Input,
     /// Absent once all is logged after the end.
-    output: Option<Output>,
+    pub(crate) output: Option<Output>,
+    pub(crate) clients: Clients,
     /// Whether the output waits for a log that cannot be written.
-    held: bool,
+    pub(crate) held: bool,
+    /// What was last said of the log's problems.
+    pub(crate) log_problem: String,
     /// What the OOM killer had done before anything that would count now.
     oom_kills: u64,
     /// When the end is reported at the latest.
@@ -70,13 +74,12 @@ impl Container {
     /// What Inspect says; nothing while it starts.
     pub(crate) fn report(&self) -> Option<wire::ContainerState> {
         let started = self.state.started()?;
-        let problem = self.output.as_ref().and_then(Output::problem);
         Some(wire::ContainerState {
             id: self.id.clone(),
             pid: started.pid,
             started_at: started.started_at,
             exit: self.state.exit(),
-            log_problem: problem.map(|errno| errno.to_string()).unwrap_or_default(),
+            log_problem: self.log_problem.clone(),
         })
     }
 
@@ -130,11 +133,18 @@ impl Container {
 impl Shim {
     /// Finds a container by its id.
     pub(crate) fn named(&mut self, step: &str, id: &str) -> Result<&mut Container, Failure> {
-        let found = self.containers.iter_mut().find(|container| container.id == id);
+        let place = self.named_place(step, id)?;
+        Ok(&mut self.containers[place])
+    }
+
+    /// Finds a container's place by its id.
+    pub(crate) fn named_place(&self, step: &str, id: &str) -> Result<usize, Failure> {
+        let found = self.containers.iter().position(|container| container.id == id);
         found.ok_or_else(|| refuse(Cause::NotFound, step, id, "no such container"))
     }
 
-    fn place(&self, serial: Serial) -> Option<usize> {
+    /// Finds a container's place by its serial number.
+    pub(crate) fn place(&self, serial: Serial) -> Option<usize> {
         self.containers.iter().position(|container| container.serial == serial)
     }
 
@@ -163,8 +173,11 @@ impl Shim {
     fn launch(&mut self, waiter: Waiter, plan: &wire::ContainerPlan) -> Result<Container, Failure> {
         let serial = self.serial();
         let log = plan.log.clone().unwrap_or_default();
+        if log.max_bytes > 0 && log.max_files == 0 {
+            return Err(refuse(Cause::InvalidPlan, "open log", &log.path, "a rotation that keeps no file"));
+        }
         // Before anything that would have to be undone.
-        let output = Output::open(serial, &log.path, log.max_line).map_err(|errno| Failure {
+        let output = Output::open(serial, &log).map_err(|errno| Failure {
             errno: errno.raw_os_error(),
             ..refuse(Cause::LaunchFailed, "open log", &log.path, "")
         })?;
@@ -177,9 +190,12 @@ impl Shim {
             cgroups: plan.cgroup.as_ref().map(cgroups::leaves).unwrap_or_default(),
             launch: None,
             pidfd: None,
-            stdin: None,
+            terminal: plan.process.as_ref().is_some_and(|process| process.terminal),
+            input: Input::of(serial, plan),
             output: Some(output),
+            clients: Clients::new(),
             held: false,
+            log_problem: String::new(),
             oom_kills: 0,
             deadline: None,
             remains: Vec::new(),
@@ -231,16 +247,21 @@ impl Shim {
         let output = container.output.as_mut();
         let attached = match (pending.take_stdio(), output) {
             (Stdio::Pipes { stdin, stdout, stderr }, Some(output)) => {
-                container.stdin = stdin;
+                if let Some(stdin) = stdin {
+                    container.input.open(stdin);
+                }
                 output.attach_pipes(&self.poll, stdout, stderr)
             }
-            (Stdio::Console(master), Some(output)) => output.attach_console(&self.poll, master),
+            (Stdio::Console(master), Some(output)) => {
+                container.input.open_console(&master).and_then(|()| output.attach_console(&self.poll, master))
+            }
             (Stdio::Pipes { .. } | Stdio::Console(_) | Stdio::AwaitsConsole | Stdio::Passed, _) => Ok(()),
         };
         if let Err(error) = attached {
-            say(format_args!("cannot read the output of {}: {error}", container.id));
+            say(format_args!("cannot use the streams of {}: {error}", container.id));
         }
         container.pidfd = Some(pending.pidfd);
+        self.settle_clients(place);
         for waiter in waiters {
             self.reply(waiter, reply::Result::Started(started), None);
         }
@@ -302,10 +323,11 @@ impl Shim {
             container.state = state;
         }
         container.pidfd = None;
-        container.stdin = None;
+        container.input.close(&self.poll);
         container.kill();
         container.deadline = Some(Instant::now() + ENDING);
         let serial = container.serial;
+        self.settle_clients(place);
         self.check_ending(serial);
     }
 
@@ -321,7 +343,8 @@ impl Shim {
         if alive && !last {
             return self.timers.set(Timer::ContainerEnding(serial), LOOK_AGAIN);
         }
-        let drained = container.output.as_mut().is_none_or(|output| output.drain(last, &self.poll, &mut self.scratch));
+        let Container { output, clients, .. } = container;
+        let drained = output.as_mut().is_none_or(|output| output.drain(last, clients, &self.poll, &mut self.scratch));
         self.after_output(place);
         let container = &mut self.containers[place];
         if (drained && !container.held) || last {
@@ -345,67 +368,11 @@ impl Shim {
     /// One of a container's streams can be read.
     pub(crate) fn on_output(&mut self, serial: Serial, stream: Stream) {
         let Some(place) = self.place(serial) else { return };
-        if let Some(output) = &mut self.containers[place].output {
-            output.pump(stream, &self.poll, &mut self.scratch);
+        let Container { output, clients, .. } = &mut self.containers[place];
+        if let Some(output) = output {
+            output.pump(stream, clients, &self.poll, &mut self.scratch);
             self.after_output(place);
         }
-    }
-
-    /// Looks whether the log took what was read; when not, the container is held until it does.
-    fn after_output(&mut self, place: usize) {
-        let container = &mut self.containers[place];
-        let Some(output) = &container.output else { return };
-        let Some(problem) = output.problem() else { return };
-        if container.held {
-            return;
-        }
-        container.held = true;
-        if let Err(error) = output.pause(&self.poll) {
-            say(format_args!("cannot stop watching the output of {}: {error}", container.id));
-        }
-        self.timers.set(Timer::LogRetry(container.serial), LOG_RETRY);
-        let problem = wire::LogProblem { container_id: container.id.clone(), problem: problem.to_string() };
-        self.publish(event::Kind::LogProblem(problem));
-    }
-
-    /// Tries a log again that could not be written.
-    pub(crate) fn retry_log(&mut self, serial: Serial) {
-        let Some(place) = self.place(serial) else { return };
-        let container = &mut self.containers[place];
-        let Some(output) = &mut container.output else { return };
-        if !container.held {
-            return;
-        }
-        if !output.log().retry() {
-            return self.timers.set(Timer::LogRetry(serial), LOG_RETRY);
-        }
-        container.held = false;
-        if let Err(error) = output.resume(&self.poll) {
-            say(format_args!("cannot watch the output of {}: {error}", container.id));
-        }
-        if matches!(container.state, State::Exited(..)) {
-            output.drain(true, &self.poll, &mut self.scratch);
-            container.output.take_if(|output| output.finished());
-        }
-        let problem = wire::LogProblem { container_id: container.id.clone(), problem: String::new() };
-        self.publish(event::Kind::LogProblem(problem));
-        self.after_output(place);
-    }
-
-    /// Switches a container to the log file that has its path now.
-    pub(crate) fn reopen_log(&mut self, id: &str) -> Result<Answer, Failure> {
-        let container = self.named("reopen log", id)?;
-        container.permit("reopen log", Event::Use)?;
-        let serial = container.serial;
-        if let Some(output) = &mut container.output {
-            output.log().reopen().map_err(|errno| Failure {
-                errno: errno.raw_os_error(),
-                ..refuse(Cause::Internal, "open log", output.log().path(), "")
-            })?;
-        }
-        // The new file may be where there is room.
-        self.retry_log(serial);
-        Ok(DONE)
     }
 
     /// Signals a container's init, or kills all of it.
@@ -432,6 +399,8 @@ impl Shim {
         self.retry_log(serial);
         let Some(place) = self.place(serial) else { return };
         let mut container = self.containers.swap_remove(place);
+        // Those that have not read the end by now.
+        container.clients.close(&self.poll);
         self.execs.retain(|exec| exec.container != serial || !exec.over());
         container.sweep();
         for dir in &container.remains {

@@ -16,7 +16,6 @@ use podwright_plan::wire::{self, Cause, Failure, event, reply};
 use podwright_sys::signalling;
 use rustix::io::Errno;
 
-use crate::connection::ConnectionError;
 use crate::lifecycle::Event;
 use crate::operations::{Answer, DONE, SIGKILL, refuse};
 use crate::poll::{Serial, Timer, Token};
@@ -112,18 +111,6 @@ impl Exec {
 }
 
 impl Shim {
-    /// Takes the descriptors that came with an exec, even when the exec is then refused: the next ones are another's.
-    pub(crate) fn exec_stdio(
-        &mut self,
-        connection: Serial,
-        plan: &wire::ExecPlan,
-    ) -> Result<ExecStdio, ConnectionError> {
-        let stdio = plan.stdio.unwrap_or_default();
-        let Some(connection) = self.connection(connection) else { return Err(ConnectionError::Closed) };
-        let mut take = |wanted: bool| wanted.then(|| connection.take_descriptor()).transpose();
-        Ok(ExecStdio { stdin: take(stdio.stdin)?, stdout: take(stdio.stdout)?, stderr: take(stdio.stderr)? })
-    }
-
     /// Starts an exec.
     pub(crate) fn start_exec(
         &mut self,

@@ -41,7 +41,7 @@ pub(crate) enum Event {
     Drained,
     /// A request to signal it; whether the signal is SIGKILL.
     Signal { kill: bool },
-    /// A request that needs a running program: exec, update, log rotation.
+    /// A request that needs a running program: exec, attach, update, log rotation.
     Use,
     /// A request to drop what is known of it.
     Forget,

@@ -2,26 +2,33 @@
 //!
 //! One thread and one loop ([`shim`]). A daemon that may die at any moment speaks to it over a unix socket
 //! ([`connection`], [`operations`]); containers ([`container`], by the rules in [`lifecycle`]) and execs ([`exec`]) are
-//! its children ([`reap`]); what containers print goes from [`output`] through [`lines`] into a [`logfile`].
+//! its children ([`reap`]); what containers print goes from [`output`] through [`lines`] into a [`logfile`] ([`logging`]),
+//! and to the [`clients`] that [`attach`] brought, each by its [`sink`]; what those say goes into a container's [`input`].
 //!
 //! It is started as `podwright-shim --pod ID` with a listening unix socket as its stdin, and ends by `Shutdown`, or by
 //! itself when nobody has given it a pod.
 
+mod attach;
 mod cgroups;
+mod clients;
 mod clock;
 mod connection;
 mod container;
 mod exec;
+mod input;
 mod lifecycle;
 mod lines;
 mod logfile;
+mod logging;
 mod operations;
 mod output;
 mod poll;
 mod process;
 mod reap;
+mod rotation;
 mod shim;
 mod shutdown;
+mod sink;
 mod stamp;
 mod words;
 

@@ -43,7 +43,7 @@ impl Shim {
             Some(Op::SetupPod(plan)) => self.setup_pod(&plan),
             Some(Op::Start(plan)) => self.start_container(waiter, &plan),
             Some(Op::Exec(plan)) => {
-                let stdio = self.exec_stdio(connection, &plan)?;
+                let stdio = self.take_stdio(connection, plan.stdio)?;
                 self.start_exec(waiter, &plan, stdio)
             }
             Some(Op::Signal(signal)) => self.signal(&signal),
@@ -57,6 +57,11 @@ impl Shim {
                 Ok(self.inspect())
             }
             Some(Op::Update(update)) => self.update(&update),
+            Some(Op::Attach(attach)) => {
+                let stdio = self.take_stdio(connection, attach.stdio)?;
+                self.attach(&attach.container_id, stdio)
+            }
+            Some(Op::Resize(resize)) => self.resize(&resize),
             Some(Op::Shutdown(_)) => Ok(self.begin_shutdown(waiter)),
             None => Err(refuse(Cause::InvalidPlan, "request", "", "no operation that this shim knows")),
         };

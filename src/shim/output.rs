@@ -1,17 +1,19 @@
-//! A container's output: pipes or a console on one side, the log file on the other.
+//! A container's output: pipes or a console on one side, the log file and attached clients on the other.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use podwright_plan::wire;
 use rustix::buffer::spare_capacity;
 use rustix::io::Errno;
 
+use crate::clients::Clients;
 use crate::lines::{Lines, Stream};
 use crate::logfile::LogFile;
 use crate::poll::{Poll, Serial, Token};
 use crate::stamp::Stamp;
 
 /// Bytes read at once: what a pipe holds.
-const CHUNK: usize = 64 << 10;
+pub(crate) const CHUNK: usize = 64 << 10;
 /// Bytes of log text after which it is written.
 const TEXT: usize = 128 << 10;
 
@@ -26,6 +28,12 @@ pub(crate) struct Scratch {
 }
 
 impl Scratch {
+    /// Lends the buffer for reads, empty.
+    pub(crate) fn chunk(&mut self) -> &mut Vec<u8> {
+        self.chunk.clear();
+        &mut self.chunk
+    }
+
     /// Gives the memory back.
     pub(crate) fn clear(&mut self) {
         *self = Self::default();
@@ -61,8 +69,8 @@ pub(crate) struct Output {
 
 impl Output {
     /// Opens the log, with no streams yet.
-    pub(crate) fn open(serial: Serial, path: &str, max_line: u32) -> Result<Self, Errno> {
-        Ok(Self { serial, max_line, log: LogFile::open(path)?, stdout: None, stderr: None })
+    pub(crate) fn open(serial: Serial, log: &wire::Log) -> Result<Self, Errno> {
+        Ok(Self { serial, max_line: log.max_line, log: LogFile::open(log)?, stdout: None, stderr: None })
     }
 
     /// Begins to read a pair of pipes.
@@ -93,15 +101,34 @@ impl Output {
         self.log.problem()
     }
 
+    /// What the log's rotation last failed with, until it succeeds.
+    pub(crate) fn rotation_problem(&self) -> Option<Errno> {
+        self.log.rotation_problem()
+    }
+
+    /// Whether a stream has not ended.
+    pub(crate) fn reads(&self, stream: Stream) -> bool {
+        match stream {
+            Stream::Stdout => self.stdout.is_some(),
+            Stream::Stderr => self.stderr.is_some(),
+        }
+    }
+
+    /// The terminal's master, until it has ended.
+    pub(crate) fn console(&self) -> Option<BorrowedFd<'_>> {
+        self.stdout.as_ref().filter(|source| source.console).map(|source| source.fd.as_fd())
+    }
+
     /// Whether every stream has ended and all of it is in the log.
     pub(crate) fn finished(&self) -> bool {
         self.stdout.is_none() && self.stderr.is_none() && self.problem().is_none()
     }
 
-    /// Moves what one stream has to say into the log, once. A log that has a problem afterwards wants [`Output::pause`].
-    pub(crate) fn pump(&mut self, stream: Stream, poll: &Poll, scratch: &mut Scratch) {
-        if self.problem().is_none() && self.step(stream, scratch) == Read::End {
-            self.close(stream, poll, scratch);
+    /// Moves what one stream has to say into the log and to clients, once. A log that has a problem afterwards wants
+    /// [`Output::pause`].
+    pub(crate) fn pump(&mut self, stream: Stream, clients: &mut Clients, poll: &Poll, scratch: &mut Scratch) {
+        if self.problem().is_none() && self.step(stream, clients, poll, scratch) == Read::End {
+            self.close(stream, clients, poll, scratch);
         }
     }
 
@@ -122,7 +149,7 @@ impl Output {
     ///
     /// A console is closed when it says that its last writer is gone, or when this is the `last` attempt. Whatever
     /// cannot be logged now stays in the pipe. Says whether all streams are closed.
-    pub(crate) fn drain(&mut self, last: bool, poll: &Poll, scratch: &mut Scratch) -> bool {
+    pub(crate) fn drain(&mut self, last: bool, clients: &mut Clients, poll: &Poll, scratch: &mut Scratch) -> bool {
         for stream in [Stream::Stdout, Stream::Stderr] {
             let Some(source) = self.source(stream) else { continue };
             let console = source.console;
@@ -133,14 +160,14 @@ impl Output {
                 if self.problem().is_some() {
                     break false;
                 }
-                match self.step(stream, scratch) {
+                match self.step(stream, clients, poll, scratch) {
                     Read::Bytes(count) if (count as u64) < left => left -= count as u64,
                     Read::Bytes(_) | Read::Nothing => break !console || last,
                     Read::End => break true,
                 }
             };
             if end {
-                self.close(stream, poll, scratch);
+                self.close(stream, clients, poll, scratch);
             }
         }
         self.stdout.is_none() && self.stderr.is_none()
@@ -157,12 +184,12 @@ impl Output {
         self.stdout.iter().chain(&self.stderr)
     }
 
-    /// Reads once and logs it.
-    fn step(&mut self, stream: Stream, scratch: &mut Scratch) -> Read {
+    /// Reads once, logs it and tells it to clients.
+    fn step(&mut self, stream: Stream, clients: &mut Clients, poll: &Poll, scratch: &mut Scratch) -> Read {
         let Some(source) = self.source(stream) else { return Read::Nothing };
-        scratch.chunk.clear();
-        scratch.chunk.reserve(CHUNK);
-        match rustix::io::retry_on_intr(|| rustix::io::read(&source.fd, spare_capacity(&mut scratch.chunk))) {
+        let chunk = scratch.chunk();
+        chunk.reserve(CHUNK);
+        match rustix::io::retry_on_intr(|| rustix::io::read(&source.fd, spare_capacity(chunk))) {
             Ok(0) => return Read::End,
             Ok(_) => {}
             Err(Errno::AGAIN) => return Read::Nothing,
@@ -178,14 +205,16 @@ impl Output {
             rest = &rest[taken..];
             self.log.write(&scratch.text);
         }
+        clients.offer(stream, &scratch.chunk, poll);
         Read::Bytes(scratch.chunk.len())
     }
 
-    /// Closes a stream and logs the line it left open.
-    fn close(&mut self, stream: Stream, poll: &Poll, scratch: &mut Scratch) {
+    /// Closes a stream, also for clients, and logs the line it left open.
+    fn close(&mut self, stream: Stream, clients: &mut Clients, poll: &Poll, scratch: &mut Scratch) {
         let Some(mut source) = self.source(stream).take() else { return };
         // Fails only when the log is held, and the descriptor is not in the set.
         let _unwatched = poll.remove(&source.fd);
+        clients.end(stream, poll);
         scratch.text.clear();
         source.lines.finish(&Stamp::now(), &mut scratch.text);
         self.log.write(&scratch.text);
@@ -204,6 +233,7 @@ mod tests {
         dir: tempfile::TempDir,
         poll: Poll,
         scratch: Scratch,
+        clients: Clients,
         output: Output,
         stdout: OwnedFd,
         stderr: OwnedFd,
@@ -214,20 +244,28 @@ mod tests {
             let dir = tempfile::tempdir().unwrap();
             let path = log.map_or_else(|| dir.path().join("log").to_str().unwrap().to_owned(), str::to_owned);
             let poll = Poll::new().unwrap();
-            let mut output = Output::open(1, &path, 0).unwrap();
+            let mut output = Output::open(1, &log_at(&path)).unwrap();
             let (out, stdout) = pipe_with(PipeFlags::NONBLOCK).unwrap();
             let (err, stderr) = pipe_with(PipeFlags::NONBLOCK).unwrap();
             output.attach_pipes(&poll, out, err).unwrap();
-            Self { dir, poll, scratch: Scratch::default(), output, stdout, stderr }
+            Self { dir, poll, scratch: Scratch::default(), clients: Clients::new(), output, stdout, stderr }
         }
 
         fn pump(&mut self, stream: Stream) {
-            self.output.pump(stream, &self.poll, &mut self.scratch);
+            self.output.pump(stream, &mut self.clients, &self.poll, &mut self.scratch);
+        }
+
+        fn drain(&mut self, last: bool) -> bool {
+            self.output.drain(last, &mut self.clients, &self.poll, &mut self.scratch)
         }
 
         fn log(&self) -> Vec<String> {
             texts(&self.dir.path().join("log"))
         }
+    }
+
+    fn log_at(path: &str) -> wire::Log {
+        wire::Log { path: path.to_owned(), ..Default::default() }
     }
 
     /// The log's lines without their times.
@@ -249,8 +287,8 @@ mod tests {
         assert!(!test.output.finished());
         let (stdout, stderr) = (test.stdout, test.stderr);
         drop((stdout, stderr));
-        test.output.pump(Stream::Stdout, &test.poll, &mut test.scratch);
-        test.output.pump(Stream::Stderr, &test.poll, &mut test.scratch);
+        test.output.pump(Stream::Stdout, &mut test.clients, &test.poll, &mut test.scratch);
+        test.output.pump(Stream::Stderr, &mut test.clients, &test.poll, &mut test.scratch);
         assert!(test.output.finished());
         assert_eq!(texts(&test.dir.path().join("log")), ["stdout F out", "stderr F err", "stdout F rest"]);
     }
@@ -259,7 +297,7 @@ mod tests {
     fn a_pipe_that_somebody_keeps_open_is_drained_to_what_it_holds() {
         let mut test = Fixture::new(None);
         rustix::io::write(&test.stdout, &[b'x'; 40_000]).unwrap();
-        assert!(test.output.drain(false, &test.poll, &mut test.scratch));
+        assert!(test.drain(false));
         assert!(test.output.finished());
         assert_eq!(test.log().iter().map(|text| text.len() - "stdout F ".len()).sum::<usize>(), 40_000);
         assert_eq!(rustix::io::write(&test.stdout, b"late").unwrap_err(), Errno::PIPE);
@@ -274,15 +312,15 @@ mod tests {
         test.output.pause(&test.poll).unwrap();
         rustix::io::write(&test.stdout, b"two\n").unwrap();
         test.pump(Stream::Stdout);
-        assert!(!test.output.drain(true, &test.poll, &mut test.scratch));
+        assert!(!test.drain(true));
         assert_eq!(rustix::io::ioctl_fionread(&test.output.stdout.as_ref().unwrap().fd).unwrap(), 4);
 
         let path = test.dir.path().join("log");
-        let fixed = LogFile::open(path.to_str().unwrap()).unwrap();
+        let fixed = LogFile::open(&log_at(path.to_str().unwrap())).unwrap();
         let held = std::mem::replace(&mut test.output.log, fixed);
         assert_eq!(held.problem(), Some(Errno::NOSPC));
         test.output.resume(&test.poll).unwrap();
-        assert!(test.output.drain(true, &test.poll, &mut test.scratch));
+        assert!(test.drain(true));
         assert_eq!(test.log(), ["stdout F two"]);
     }
 
@@ -295,12 +333,12 @@ mod tests {
         rustix::pty::unlockpt(&master).unwrap();
         let slave = rustix::pty::ioctl_tiocgptpeer(&master, flags).unwrap();
         rustix::io::ioctl_fionbio(&master, true).unwrap();
-        test.output = Output::open(2, test.dir.path().join("log").to_str().unwrap(), 0).unwrap();
+        test.output = Output::open(2, &log_at(test.dir.path().join("log").to_str().unwrap())).unwrap();
         test.output.attach_console(&test.poll, master).unwrap();
         rustix::io::write(&slave, b"hello\n").unwrap();
-        assert!(!test.output.drain(false, &test.poll, &mut test.scratch));
+        assert!(!test.drain(false));
         drop(slave);
-        while !test.output.drain(false, &test.poll, &mut test.scratch) {
+        while !test.drain(false) {
             std::thread::yield_now();
         }
         assert_eq!(test.log(), ["stdout F hello\r"]);

@@ -29,6 +29,12 @@ pub(crate) enum Token {
     Connection(Serial),
     /// A container's output.
     Output(Serial, Stream),
+    /// A container's standard input.
+    Input(Serial),
+    /// What an attached client says to the container.
+    ClientInput(Serial),
+    /// What an attached client is told.
+    ClientOutput(Serial, Stream),
     /// The launch of a container.
     ContainerLaunch(Serial),
     /// The launch of an exec.
@@ -36,7 +42,7 @@ pub(crate) enum Token {
 }
 
 impl Token {
-    const KIND_BITS: u32 = 3;
+    const KIND_BITS: u32 = 4;
 
     fn encode(self) -> epoll::EventData {
         let (kind, serial) = match self {
@@ -47,6 +53,10 @@ impl Token {
             Self::Output(serial, Stream::Stderr) => (4, serial),
             Self::ContainerLaunch(serial) => (5, serial),
             Self::ExecLaunch(serial) => (6, serial),
+            Self::Input(serial) => (7, serial),
+            Self::ClientInput(serial) => (8, serial),
+            Self::ClientOutput(serial, Stream::Stdout) => (9, serial),
+            Self::ClientOutput(serial, Stream::Stderr) => (10, serial),
         };
         epoll::EventData::new_u64(serial << Self::KIND_BITS | kind)
     }
@@ -62,6 +72,10 @@ impl Token {
             4 => Self::Output(serial, Stream::Stderr),
             5 => Self::ContainerLaunch(serial),
             6 => Self::ExecLaunch(serial),
+            7 => Self::Input(serial),
+            8 => Self::ClientInput(serial),
+            9 => Self::ClientOutput(serial, Stream::Stdout),
+            10 => Self::ClientOutput(serial, Stream::Stderr),
             _ => return None,
         })
     }
@@ -98,8 +112,17 @@ impl Poll {
 
     /// Watches for room to write, besides input, or no longer.
     pub(crate) fn set_writing(&self, fd: impl AsFd, token: Token, writing: bool) -> Result<(), Errno> {
-        let extra = if writing { epoll::EventFlags::OUT } else { epoll::EventFlags::empty() };
-        epoll::modify(&self.epoll, fd, token.encode(), epoll::EventFlags::IN | extra)
+        epoll::modify(&self.epoll, fd, token.encode(), epoll::EventFlags::IN | room(writing))
+    }
+
+    /// Watches what is only written to: for its other side's end, and for room if there is something to write.
+    pub(crate) fn add_writer(&self, fd: impl AsFd, token: Token, writing: bool) -> Result<(), Errno> {
+        epoll::add(&self.epoll, fd, token.encode(), room(writing))
+    }
+
+    /// Watches what is only written to for room, or no longer.
+    pub(crate) fn set_writer(&self, fd: impl AsFd, token: Token, writing: bool) -> Result<(), Errno> {
+        epoll::modify(&self.epoll, fd, token.encode(), room(writing))
     }
 
     /// Stops watching. Closing is not enough where another process may hold the same open file.
@@ -126,6 +149,11 @@ impl Poll {
         }));
         Ok(())
     }
+}
+
+/// The kernel always tells of the other side's end besides.
+fn room(wanted: bool) -> epoll::EventFlags {
+    if wanted { epoll::EventFlags::OUT } else { epoll::EventFlags::empty() }
 }
 
 /// What a deadline is for.
@@ -195,10 +223,14 @@ mod tests {
             Token::Output(serial, Stream::Stderr),
             Token::ContainerLaunch(serial),
             Token::ExecLaunch(serial),
+            Token::Input(serial),
+            Token::ClientInput(serial),
+            Token::ClientOutput(serial, Stream::Stdout),
+            Token::ClientOutput(serial, Stream::Stderr),
         ] {
             assert_eq!(Token::decode(token.encode()), Some(token));
         }
-        assert_eq!(Token::decode(epoll::EventData::new_u64(7)), None);
+        assert_eq!(Token::decode(epoll::EventData::new_u64(11)), None);
     }
 
     #[test]

@@ -212,6 +212,9 @@ impl Shim {
             }
             Token::Connection(serial) => self.on_connection(serial, ready),
             Token::Output(serial, stream) => self.on_output(serial, stream),
+            Token::Input(serial) => self.on_input(serial, ready),
+            Token::ClientInput(serial) => self.on_client_input(serial),
+            Token::ClientOutput(serial, stream) => self.on_client_output(serial, stream, ready),
             Token::ContainerLaunch(serial) => self.on_container_launch(serial),
             Token::ExecLaunch(serial) => self.on_exec_launch(serial),
         }
@@ -308,6 +311,10 @@ impl Shim {
         }
         while let Some(place) = self.connections.iter().position(|connection| connection.broken.is_some()) {
             let connection = self.connections.swap_remove(place);
+            // A container that is being started may hold a copy, and its end would be told for ever.
+            if let Err(error) = self.poll.remove(&connection) {
+                say(format_args!("cannot stop watching a connection: {error}"));
+            }
             match connection.broken {
                 None | Some(ConnectionError::Closed) => {}
                 Some(error) => say(format_args!("closed a connection: {}", Chain(&error))),

@@ -72,6 +72,8 @@ pub fn container(spec: &Spec, bundle: &Bundle<'_>, facts: &HostFacts) -> Result<
         log: Some(wire::Log {
             path: bundle.log_path.map(|path| absolute(path, "log path")).transpose()?.unwrap_or_default(),
             max_line: 0,
+            max_bytes: 0,
+            max_files: 0,
         }),
         stdin: bundle.stdin,
         stdin_once: bundle.stdin_once,

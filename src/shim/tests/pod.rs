@@ -1,9 +1,11 @@
-//! Drives the real shim over its wire: pods, containers, logs, execs, and what goes wrong with them. Needs root.
+//! Drives the real shim over its wire: pods, containers, logs, execs, clients, and what goes wrong with them. Needs root.
 
 // Allowed in tests; the rig around them counts as one.
 #![allow(clippy::unwrap_used)]
 
+mod attach;
 mod rig;
+mod rotation;
 
 use std::fs;
 use std::io::Read;
@@ -196,7 +198,7 @@ fn signals_reach_the_init() {
 }
 
 #[test]
-fn a_rotation_under_load_loses_nothing() {
+fn a_rotation_under_load_by_daemons_that_come_and_go_loses_nothing() {
     const LINES: usize = 200_000;
     let (shim, mut client) = Shim::with_pod();
     client.started(shim.container("c", &format!("seq 1 {LINES}; echo end; {FOREVER}")));
@@ -204,7 +206,9 @@ fn a_rotation_under_load_loses_nothing() {
     loop {
         let old = shim.path(&format!("c.{}", rotated.len()));
         fs::rename(shim.path("c"), &old).unwrap();
-        assert_eq!(client.ask(reopen("c")), DONE);
+        let mut daemon = shim.connect();
+        daemon.subscribe();
+        assert_eq!(daemon.ask(reopen("c")), DONE);
         assert!(shim.path("c").exists());
         rotated.extend(texts(&old));
         if rotated.last().is_some_and(|line| line == "stdout F end") {
@@ -467,8 +471,7 @@ fn a_shared_pid_namespace_ends_with_the_pod() {
 #[test]
 fn what_is_over_holds_no_descriptor() {
     let (shim, mut client) = Shim::with_pod();
-    let descriptors = || fs::read_dir(format!("/proc/{}/fd", shim.process.id())).unwrap().count();
-    let before = descriptors();
+    let before = shim.descriptors();
     for round in 0..10 {
         let mut plan = shim.container("c", "read line; exit 1");
         plan.stdin = true;
@@ -486,7 +489,7 @@ fn what_is_over_holds_no_descriptor() {
         client.container_exit("c");
         assert_eq!(client.ask(forget("c")), DONE);
     }
-    assert_eq!(descriptors(), before);
+    assert_eq!(shim.descriptors(), before);
     assert_eq!(client.inspect().execs, []);
     shim.end(client);
 }

@@ -17,7 +17,7 @@ use podwright_plan::wire::{self, Shutdown};
 pub(crate) use client::Client;
 
 /// What busybox is asked to be in the tests' image.
-const APPLETS: [&str; 8] = ["sh", "sleep", "echo", "cat", "seq", "true", "tty", "head"];
+const APPLETS: [&str; 9] = ["sh", "sleep", "echo", "cat", "seq", "true", "tty", "head", "stty"];
 
 /// A shim with its own directories and cgroups, shut down and checked for remains when it is dropped.
 pub(crate) struct Shim {
@@ -72,9 +72,16 @@ impl Shim {
 
     /// Waits for a line at the end of a log. Each question is answered after a round of the shim's loop.
     pub(crate) fn wait_for_log(&self, name: &str, client: &mut Client, line: &str) {
-        while self.log(name).last().is_none_or(|last| last != line) {
+        let end = format!("Z {line}\n");
+        // Not by its lines: the last may be half written.
+        while !fs::read_to_string(self.path(name)).unwrap().ends_with(&end) {
             client.inspect();
         }
+    }
+
+    /// How many descriptors the shim has open.
+    pub(crate) fn descriptors(&self) -> usize {
+        fs::read_dir(format!("/proc/{}/fd", self.process.id())).unwrap().count()
     }
 
     /// The shim's last words.

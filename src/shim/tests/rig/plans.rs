@@ -54,7 +54,7 @@ impl Shim {
             devices: vec![device("/dev/null", 3), device("/dev/zero", 5)],
             cgroup: Some(self.cgroup(id, None)),
             process: Some(process(script)),
-            log: Some(Log { path: self.path(id).to_str().unwrap().into(), max_line: 0 }),
+            log: Some(Log { path: self.path(id).to_str().unwrap().into(), ..Default::default() }),
             ..Default::default()
         }
     }
