@@ -10,12 +10,12 @@ use podwright_images::Images;
 use podwright_network::Network;
 use podwright_spec::{ContainerConfig, PodConfig};
 use serde_json::{Value, json};
+use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 
 use crate::cgroups;
 use crate::clock;
 use crate::error::{Error, chain};
-use crate::exec::ExecOutput;
 use crate::host;
 use crate::node::Node;
 use crate::pod::driver::Driver;
@@ -24,6 +24,7 @@ use crate::pod::state::Phase;
 use crate::record::PodRecord;
 use crate::recover;
 use crate::registry::{Registry, Reserved};
+use crate::session::{self, Access, ExecOutput, Session, Streams};
 use crate::view::{ContainerView, PodView};
 
 /// How many containers' volumes are looked at at once.
@@ -221,8 +222,42 @@ impl Runtime {
         command: Vec<String>,
         timeout: Option<Duration>,
     ) -> Result<ExecOutput, Error> {
+        let access = self.enter(id).await?;
+        session::run(&self.node, access, &command, timeout).await
+    }
+
+    /// Runs a command in a container, its streams the caller's (CRI `Exec`).
+    ///
+    /// # Errors
+    /// [`Error::WrongState`] when the container does not run, or the step that failed.
+    pub async fn exec(&self, id: &str, command: &[String], tty: bool, streams: Streams) -> Result<Session, Error> {
+        let access = self.enter(id).await?;
+        session::exec(&self.node, access, command, tty, streams).await
+    }
+
+    /// Joins the streams of a container's own process (CRI `Attach`).
+    ///
+    /// # Errors
+    /// [`Error::WrongState`] when the container does not run, or the step that failed.
+    pub async fn attach(&self, id: &str, streams: Streams) -> Result<Session, Error> {
+        session::attach(self.enter(id).await?, streams).await
+    }
+
+    /// Connects to a port on a pod's loopback (CRI `PortForward`).
+    ///
+    /// # Errors
+    /// [`Error::PodNotReady`], or that nobody listens there.
+    pub async fn connect(&self, pod: &str, port: u16) -> Result<TcpStream, Error> {
+        let view = self.pod(pod)?;
+        if !view.ready {
+            return Err(Error::PodNotReady { pod: view.id.clone(), reason: view.reason.clone() });
+        }
+        session::connect(view.netns.clone(), port).await
+    }
+
+    async fn enter(&self, id: &str) -> Result<Access, Error> {
         let (id, pod) = self.node.registry.container(id)?;
-        pod.ask(|reply| Command::Exec { id, command, timeout, reply }).await
+        pod.ask(|reply| Command::Enter { id, reply }).await
     }
 
     /// Says whether pods can have a network.

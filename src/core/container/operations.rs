@@ -20,11 +20,11 @@ use super::stop::{self, Stopping, Target};
 use crate::cgroups;
 use crate::clock;
 use crate::error::{Error, chain};
-use crate::exec::{self, ExecOutput};
 use crate::pod::driver::{Done, Driver, Name, answer_all, blocking, shim_failed};
 use crate::pod::handle::Reply;
 use crate::pod::teardown::remove_tree;
 use crate::registry::shared;
+use crate::session::Access;
 use crate::shim::ShimClient;
 use crate::view::ContainerState;
 
@@ -204,30 +204,19 @@ impl Driver {
         }
     }
 
-    /// Runs a command in a running container.
-    pub(crate) fn exec(
-        &mut self,
-        id: &ContainerId,
-        command: Vec<String>,
-        limit: Option<Duration>,
-        reply: Reply<ExecOutput>,
-    ) {
-        let shim = match self.running(id) {
-            Ok(shim) => shim,
-            Err(error) => return drop(reply.send(Err(error))),
-        };
-        let exec_id = ContainerId::random().short().to_owned();
-        let (exit, exited) = oneshot::channel();
+    /// Lets a caller into a running container.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub(crate) fn enter_container(&mut self, id: &ContainerId) -> Result<Access, Error> {
+        let shim = self.running(id)?;
+        let container = self.containers.get(id).ok_or_else(|| Error::ContainerNotFound { id: id.to_string() })?;
+        let (exited, tty) = (container.exited(), container.record.config.tty);
+        let exec = ContainerId::random().short().to_owned();
+        let (told, exit) = oneshot::channel();
         self.execs.retain(|_, waiting| !waiting.is_closed());
-        self.execs.insert(exec_id.clone(), exit);
-        let (node, pod, id, mut reply) = (Arc::clone(&self.node), self.record.id.clone(), id.clone(), reply);
-        tokio::spawn(async move {
-            let output = match exec::plan(&node, &pod, &id, &exec_id, &command, limit) {
-                Ok(plan) => exec::run(&shim, plan, limit, exited, reply.closed()).await,
-                Err(error) => Err(error),
-            };
-            drop(reply.send(output));
-        });
+        self.execs.insert(exec.clone(), told);
+        Ok(Access { shim, pod: self.record.id.clone(), container: id.clone(), exec, exit, exited, tty })
     }
 
     /// Applies the end of a container's process.

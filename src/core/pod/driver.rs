@@ -158,7 +158,7 @@ impl Driver {
             Command::Stop { id, timeout, reply } => self.stop_container(&id, timeout, reply),
             Command::Remove { id, reply } => self.remove_container(&id, reply),
             Command::ReopenLog { id, reply } => self.reopen_log(&id, reply),
-            Command::Exec { id, command, timeout, reply } => self.exec(&id, command, timeout, reply),
+            Command::Enter { id, reply } => drop(reply.send(self.enter_container(&id))),
             Command::StopPod { reply } => self.stop_pod(reply),
             Command::RemovePod { reply } => self.remove_pod(reply),
         }
@@ -170,7 +170,7 @@ impl Driver {
             Command::Stop { id, .. }
             | Command::Remove { id, .. }
             | Command::ReopenLog { id, .. }
-            | Command::Exec { id, .. } => id,
+            | Command::Enter { id, .. } => id,
             _ => return Some(command),
         };
         match self.containers.get_mut(id).and_then(|container| container.starting.as_mut()) {

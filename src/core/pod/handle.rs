@@ -8,8 +8,8 @@ use podwright_spec::{ContainerConfig, PodConfig};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::error::Error;
-use crate::exec::ExecOutput;
 use crate::registry::shared;
+use crate::session::Access;
 use crate::view::PodView;
 
 /// How many commands may wait for a driver before their senders do.
@@ -32,8 +32,8 @@ pub(crate) enum Command {
     Remove { id: ContainerId, reply: Reply<()> },
     /// Opens a container's log file anew.
     ReopenLog { id: ContainerId, reply: Reply<()> },
-    /// Runs a command in a container to its end.
-    Exec { id: ContainerId, command: Vec<String>, timeout: Option<Duration>, reply: Reply<ExecOutput> },
+    /// Lets a caller into a running container.
+    Enter { id: ContainerId, reply: Reply<Access> },
     /// Stops the sandbox and everything in it.
     StopPod { reply: Reply<()> },
     /// Stops and removes the sandbox.

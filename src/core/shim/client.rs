@@ -123,6 +123,8 @@ pub(crate) struct ShimClient {
 #[derive(Debug)]
 struct Outgoing {
     op: Op,
+    /// Whether a descriptor comes with the answer, unless that is a failure.
+    brings: bool,
     descriptors: Vec<OwnedFd>,
     reply: oneshot::Sender<Incoming>,
 }
@@ -189,15 +191,42 @@ impl ShimClient {
         }
     }
 
-    /// Runs a command in a container; its standard streams are the given descriptors.
+    /// Runs a command in a container; its standard streams are the given descriptors, or those of a terminal whose master
+    /// comes back.
     ///
     /// # Errors
     /// The step that failed.
-    pub(crate) async fn exec(&self, plan: wire::ExecPlan, stdio: Vec<OwnedFd>) -> Result<wire::Execed, ShimError> {
-        match self.ask("exec", Op::Exec(plan), stdio, LAUNCH).await?.answer {
-            Answer::Execed(execed) => Ok(execed),
+    pub(crate) async fn exec(
+        &self,
+        plan: wire::ExecPlan,
+        stdio: Vec<OwnedFd>,
+    ) -> Result<(wire::Execed, Option<OwnedFd>), ShimError> {
+        let incoming = self.ask("exec", Op::Exec(plan), stdio, LAUNCH).await?;
+        match incoming.answer {
+            Answer::Execed(execed) => Ok((execed, incoming.descriptor)),
             _ => Err(ShimError::Confused { op: "exec" }),
         }
+    }
+
+    /// Joins a container's streams; the descriptors are the client's ends, in the order of the request.
+    ///
+    /// # Errors
+    /// When the container does not run, or has no such stream.
+    pub(crate) async fn attach(&self, request: wire::Attach, stdio: Vec<OwnedFd>) -> Result<(), ShimError> {
+        match self.ask("attach", Op::Attach(request), stdio, QUICK).await?.answer {
+            Answer::Done(_) => Ok(()),
+            _ => Err(ShimError::Confused { op: "attach" }),
+        }
+    }
+
+    /// Sets the size of a container's terminal, in characters.
+    ///
+    /// # Errors
+    /// When it has none.
+    pub(crate) async fn resize(&self, container: &str, width: u16, height: u16) -> Result<(), ShimError> {
+        let size = wire::ConsoleSize { width: width.into(), height: height.into() };
+        let op = wire::Resize { container_id: container.to_owned(), size: Some(size) };
+        self.done("resize", Op::Resize(op)).await
     }
 
     /// Sends a signal to a container's init.
@@ -276,7 +305,8 @@ impl ShimClient {
         }
         let (reply, answer) = oneshot::channel();
         let exchange = async {
-            let outgoing = Outgoing { op: request, descriptors, reply };
+            let brings = brings_descriptor(&request);
+            let outgoing = Outgoing { op: request, brings, descriptors, reply };
             self.requests.send(outgoing).await.map_err(|_| ShimError::Gone)?;
             answer.await.map_err(|_| ShimError::Gone)
         };
@@ -285,6 +315,15 @@ impl ShimClient {
             Answer::Failure(failure) => Err(ShimError::Failed(failure)),
             answer => Ok(Incoming { answer, descriptor: incoming.descriptor }),
         }
+    }
+}
+
+/// Whether the shim answers a request with a descriptor: a pod's network namespace, a terminal's master.
+fn brings_descriptor(request: &Op) -> bool {
+    match request {
+        Op::SetupPod(_) => true,
+        Op::Exec(plan) => plan.process.as_ref().is_some_and(|process| process.terminal),
+        _ => false,
     }
 }
 
@@ -305,14 +344,14 @@ async fn exchange(
     mut outgoing: mpsc::Receiver<Outgoing>,
     events: mpsc::Sender<Event>,
 ) -> Result<(), WireError> {
-    let mut pending: HashMap<u64, oneshot::Sender<Incoming>> = HashMap::new();
+    let mut pending = HashMap::new();
     let mut next_id = 0;
     loop {
         tokio::select! {
             request = outgoing.recv() => {
-                let Some(Outgoing { op, descriptors, reply }) = request else { return Ok(()) };
+                let Some(Outgoing { op, brings, descriptors, reply }) = request else { return Ok(()) };
                 next_id += 1;
-                pending.insert(next_id, reply);
+                pending.insert(next_id, Pending { reply, brings });
                 let frame = Frame { kind: Some(Kind::Request(Request { id: next_id, op: Some(op) })) };
                 wire.send(&frame, &descriptors).await?;
             }
@@ -329,14 +368,16 @@ async fn exchange(
     }
 }
 
-fn deliver(wire: &mut Wire, pending: &mut HashMap<u64, oneshot::Sender<Incoming>>, reply: wire::Reply) {
-    // Only one answer brings a descriptor along.
-    let descriptor = match &reply.result {
-        Some(Answer::PodReady(_)) => wire.take_descriptor(),
-        _ => None,
-    };
-    if let (Some(waiting), Some(answer)) = (pending.remove(&reply.id), reply.result) {
-        // A caller that stopped waiting has dropped its receiver; the answer is in Inspect, should anyone ask.
-        drop(waiting.send(Incoming { answer, descriptor }));
-    }
+/// A request that waits for its answer.
+struct Pending {
+    reply: oneshot::Sender<Incoming>,
+    brings: bool,
+}
+
+fn deliver(wire: &mut Wire, pending: &mut HashMap<u64, Pending>, reply: wire::Reply) {
+    let (Some(waiting), Some(answer)) = (pending.remove(&reply.id), reply.result) else { return };
+    let brings = waiting.brings && !matches!(answer, Answer::Failure(_));
+    let descriptor = if brings { wire.take_descriptor() } else { None };
+    // A caller that stopped waiting has dropped its receiver; the answer is in Inspect, should anyone ask.
+    drop(waiting.reply.send(Incoming { answer, descriptor }));
 }

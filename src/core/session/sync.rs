@@ -5,22 +5,22 @@ use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use oci_spec::runtime::Spec;
-use podwright_base::{ContainerId, PodId};
-use podwright_compile::ExecRequest;
-use podwright_plan::wire::{Cause, ExecPlan, Exit, Stdio};
+use podwright_plan::wire::{Cause, Exit};
 use tokio::net::unix::pipe;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-use crate::error::{Error, chain};
+use super::{Access, Guard, Streams, plan};
+use crate::error::Error;
 use crate::node::Node;
-use crate::shim::{ShimClient, ShimError};
+use crate::shim::ShimError;
 
 /// What is kept of each of a command's output streams, in bytes; the rest is read and dropped, so that the command
 /// is never held up.
 const OUTPUT_LIMIT: usize = 16 << 20;
 const CHUNK: usize = 32 << 10;
+/// More than an unprivileged process can make a pipe hold.
+const PIPE_LIMIT: usize = 1 << 20;
 /// What the shim may take beyond a command's own limit to kill its processes.
 const GRACE: Duration = Duration::from_secs(15);
 
@@ -35,57 +35,47 @@ pub struct ExecOutput {
     pub exit_code: i32,
 }
 
-/// Runs a planned command and waits for its end. `exited` is told by the driver, which hears the shim's events.
+/// Runs a command and waits for its end. Dropped before, it ends the command.
 ///
 /// # Errors
 /// [`Error::ExecTimeout`] when the limit was reached (the processes are gone then), or the step that failed.
 pub(crate) async fn run(
-    shim: &ShimClient,
-    plan: ExecPlan,
+    node: &Node,
+    access: Access,
+    command: &[String],
     limit: Option<Duration>,
-    exited: oneshot::Receiver<Exit>,
-    given_up: impl Future<Output = ()>,
 ) -> Result<ExecOutput, Error> {
-    let (container, exec) = (plan.container_id.clone(), plan.exec_id.clone());
     let failed = |error: ShimError| match (error.cause(), limit, &error) {
         (Some(Cause::TimedOut), Some(limit), _) => Error::ExecTimeout { limit },
         (_, _, ShimError::TooLarge { .. }) => Error::invalid("cmd", error.to_string()),
-        _ => Error::step(format!("run the command in container {container}"), error),
+        _ => Error::step(format!("run the command in container {}", access.container), error),
     };
+    let streams = Streams { stdin: false, stdout: true, stderr: true };
+    let plan = plan(node, &access, command, false, streams, limit)?;
     let (stdout, stdout_end) = Output::new()?;
     let (stderr, stderr_end) = Output::new()?;
-    shim.exec(plan, vec![stdout_end, stderr_end]).await.map_err(failed)?;
-    let collecting = collect(stdout, stderr, exited);
-    // Nobody wants the outcome any more: the command ends now, and its outcome is waited for, to be forgotten.
-    let abandoned = async {
-        given_up.await;
-        if let Err(error) = shim.kill_exec(&container, &exec).await {
-            tracing::debug!(container.id = container, error = %chain(&error), "an abandoned command was not killed");
-        }
-        std::future::pending().await
-    };
-    let collecting = async {
-        tokio::select! {
-            collected = collecting => collected,
-            never = abandoned => never,
-        }
-    };
+    let guard = Guard::new(&access);
+    access.shim.exec(plan, vec![stdout_end, stderr_end]).await.map_err(failed)?;
+    let collecting = collect(stdout, stderr, access.exit);
     let collected = match limit {
         None => collecting.await,
         Some(limit) => match timeout(limit + GRACE, collecting).await {
             Ok(collected) => collected,
             Err(_) => {
-                let what = format!("the command in container {container}");
+                let what = format!("the command in container {}", access.container);
                 return Err(Error::Stalled { what, stage: "kill its processes", waited: limit + GRACE });
             }
         },
     };
-    // The exit has been told; a shim that is gone has nothing to forget.
-    drop(shim.forget(&container, &exec).await);
     match (collected?, limit) {
         (None, _) => Err(failed(ShimError::Gone)),
-        (Some((exit, _, _)), Some(limit)) if exit.timed_out => Err(Error::ExecTimeout { limit }),
-        (Some((exit, stdout, stderr)), _) => Ok(ExecOutput { stdout, stderr, exit_code: exit.code }),
+        (Some((exit, stdout, stderr)), limit) => {
+            guard.ended();
+            match limit {
+                Some(limit) if exit.timed_out => Err(Error::ExecTimeout { limit }),
+                _ => Ok(ExecOutput { stdout, stderr, exit_code: exit.code }),
+            }
+        }
     }
 }
 
@@ -131,66 +121,50 @@ impl Output {
 
     /// Takes what is left in the pipe, without waiting for more. It asks the kernel: tokio would refuse to read from a pipe
     /// of whose bytes it has not heard yet, and the news of the exit may have overtaken that of the last ones.
+    /// A process that the command left behind may write on: no more is taken than a pipe can hold.
     fn finish(mut self) -> Result<Vec<u8>, Error> {
-        if self.open {
-            let pipe = File::from(self.pipe.into_nonblocking_fd().map_err(unreadable)?);
-            drain(&mut self.kept, |chunk| (&pipe).read(chunk))?;
+        let pipe = File::from(self.pipe.into_nonblocking_fd().map_err(unreadable)?);
+        let mut left = PIPE_LIMIT / CHUNK;
+        while left > 0 && keep(&mut self.kept, |chunk| (&pipe).read(chunk))? == Taken::Some {
+            left -= 1;
         }
         Ok(self.kept)
     }
 
+    /// Takes one chunk: a command that writes without end must not keep its exit from being noticed.
     fn take(&mut self) -> Result<(), Error> {
-        self.open = drain(&mut self.kept, |chunk| self.pipe.try_read(chunk))?;
+        self.open = keep(&mut self.kept, |chunk| self.pipe.try_read(chunk))? != Taken::End;
         Ok(())
     }
 }
 
-/// Keeps what a pipe has now, and returns whether more may come.
-fn drain(kept: &mut Vec<u8>, mut read: impl FnMut(&mut [u8]) -> io::Result<usize>) -> Result<bool, Error> {
+/// What a read came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Taken {
+    Some,
+    Nothing,
+    End,
+}
+
+/// Reads once, and keeps what there is room for.
+fn keep(kept: &mut Vec<u8>, read: impl FnOnce(&mut [u8]) -> io::Result<usize>) -> Result<Taken, Error> {
     let mut chunk = [0; CHUNK];
-    loop {
-        match read(&mut chunk) {
-            Ok(0) => return Ok(false),
-            Ok(count) => {
-                let room = OUTPUT_LIMIT - kept.len();
-                kept.extend_from_slice(&chunk[..count.min(room)]);
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(true),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(unreadable(error)),
+    match read(&mut chunk) {
+        Ok(0) => Ok(Taken::End),
+        Ok(count) => {
+            let room = OUTPUT_LIMIT - kept.len();
+            kept.extend_from_slice(&chunk[..count.min(room)]);
+            Ok(Taken::Some)
         }
+        Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
+            Ok(Taken::Nothing)
+        }
+        Err(error) => Err(unreadable(error)),
     }
 }
 
 fn unreadable(source: io::Error) -> Error {
     Error::step("read the command's output", source)
-}
-
-/// Plans a command: everything but its arguments is as the container's own process has it.
-///
-/// # Errors
-/// When the container's configuration cannot be read or the command is empty.
-pub(crate) fn plan(
-    node: &Node,
-    pod: &PodId,
-    container: &ContainerId,
-    exec_id: &str,
-    command: &[String],
-    limit: Option<Duration>,
-) -> Result<ExecPlan, Error> {
-    let path = node.layout.container_config(pod, container);
-    let spec = Spec::load(&path).map_err(|source| Error::step(format!("read {}", path.display()), source))?;
-    let process = podwright_spec::exec_process(&spec, command, false)
-        .map_err(|error| Error::invalid(error.field(), error.to_string()))?;
-    let request = ExecRequest {
-        container_id: container.as_str(),
-        exec_id,
-        stdio: Stdio { stdin: false, stdout: true, stderr: true },
-        tied_to_connection: true,
-        timeout_ms: limit.map_or(0, |limit| u64::try_from(limit.as_millis()).unwrap_or(u64::MAX)),
-    };
-    podwright_compile::exec(&process, &spec, &request, &node.facts)
-        .map_err(|source| Error::step(format!("plan the command in container {container}"), source))
 }
 
 #[cfg(test)]
