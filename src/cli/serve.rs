@@ -14,6 +14,7 @@ use podwright_core::Runtime;
 use podwright_images::Images;
 use podwright_network::Network;
 use podwright_store::DaemonLock;
+use podwright_streaming::Server;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
@@ -80,7 +81,8 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let listener = listen(&address)?;
     info!(address = %address.display(), version = env!("CARGO_PKG_VERSION"), "serving");
     tell_systemd(&[sd_notify::NotifyState::Ready]);
-    let routes = podwright_cri::services(runtime.clone(), images);
+    let streaming = Server::start(&config.streaming, podwright_cri::backend(runtime.clone())).await?;
+    let routes = podwright_cri::services(runtime.clone(), images, streaming.clone());
     let drained = CancellationToken::new();
     let server =
         tonic::transport::Server::builder().add_routes(routes).serve_with_incoming_shutdown(connections(listener), {
@@ -99,6 +101,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         result = server => result.context("serve the CRI")?,
         () = drained.cancelled() => warn!("requests are still under way; the next daemon takes up what they began"),
     }
+    streaming.shutdown().await;
     runtime.close().await;
     info!("stopped");
     Ok(())

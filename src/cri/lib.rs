@@ -19,22 +19,33 @@ mod progress;
 mod runtime;
 mod signal;
 mod status;
+mod streaming;
+
+use std::sync::Arc;
 
 use podwright_core::Runtime;
 use podwright_images::Images;
 use podwright_proto::podwright::v1::node_server::NodeServer;
 use podwright_proto::runtime::v1::image_service_server::ImageServiceServer;
 use podwright_proto::runtime::v1::runtime_service_server::RuntimeServiceServer;
+use podwright_streaming::{Backend, Server};
 use tonic::service::Routes;
 
 /// Bytes of the largest message that is taken: as much as the kubelet takes and more than the 4 MiB of tonic's own.
 const MESSAGE_LIMIT: usize = 16 << 20;
 
+/// Makes what the streaming server reaches containers and pods by.
+pub fn backend(runtime: Runtime) -> Arc<dyn Backend> {
+    Arc::new(streaming::Sessions::new(runtime))
+}
+
 /// Makes the services: the CRI's two, and [`podwright_proto::podwright::v1`] for Podwright's own commands.
-pub fn services(runtime: Runtime, images: Images) -> Routes {
+pub fn services(runtime: Runtime, images: Images, server: Server) -> Routes {
     let image_service = image::ImageApi::new(runtime.clone(), images.clone());
     let node = node::NodeApi::new(images);
-    Routes::new(RuntimeServiceServer::new(runtime::RuntimeApi::new(runtime)).max_decoding_message_size(MESSAGE_LIMIT))
-        .add_service(ImageServiceServer::new(image_service).max_decoding_message_size(MESSAGE_LIMIT))
-        .add_service(NodeServer::new(node).max_decoding_message_size(MESSAGE_LIMIT))
+    Routes::new(
+        RuntimeServiceServer::new(runtime::RuntimeApi::new(runtime, server)).max_decoding_message_size(MESSAGE_LIMIT),
+    )
+    .add_service(ImageServiceServer::new(image_service).max_decoding_message_size(MESSAGE_LIMIT))
+    .add_service(NodeServer::new(node).max_decoding_message_size(MESSAGE_LIMIT))
 }

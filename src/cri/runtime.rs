@@ -3,11 +3,12 @@
 use podwright_core::Runtime;
 use podwright_proto::runtime::v1;
 use podwright_proto::runtime::v1::runtime_service_server::RuntimeService;
+use podwright_streaming::Server;
 use tonic::{Request, Response, Status};
 
 use crate::batch::{self, Answers};
 use crate::status::{later, reply};
-use crate::{containers, convert, pods};
+use crate::{containers, convert, pods, streaming};
 
 /// The level of the kubelet's side of the interface, as every runtime names it.
 const KUBELET_API: &str = "0.1.0";
@@ -17,12 +18,13 @@ type Answer<T> = Result<Response<T>, Status>;
 /// Answers the calls of the runtime service.
 pub(crate) struct RuntimeApi {
     runtime: Runtime,
+    server: Server,
 }
 
 impl RuntimeApi {
     /// Serves a runtime.
-    pub(crate) fn new(runtime: Runtime) -> Self {
-        Self { runtime }
+    pub(crate) fn new(runtime: Runtime, server: Server) -> Self {
+        Self { runtime, server }
     }
 
     fn status_of_all(&self, verbose: bool) -> v1::StatusResponse {
@@ -176,16 +178,16 @@ impl RuntimeService for RuntimeApi {
         reply(containers::exec_sync(&self.runtime, request.into_inner()).await)
     }
 
-    async fn exec(&self, _: Request<v1::ExecRequest>) -> Answer<v1::ExecResponse> {
-        Err(later("Exec", "streaming is"))
+    async fn exec(&self, request: Request<v1::ExecRequest>) -> Answer<v1::ExecResponse> {
+        streaming::exec(&self.runtime, &self.server, request.into_inner()).map(Response::new)
     }
 
-    async fn attach(&self, _: Request<v1::AttachRequest>) -> Answer<v1::AttachResponse> {
-        Err(later("Attach", "streaming is"))
+    async fn attach(&self, request: Request<v1::AttachRequest>) -> Answer<v1::AttachResponse> {
+        streaming::attach(&self.runtime, &self.server, request.into_inner()).map(Response::new)
     }
 
-    async fn port_forward(&self, _: Request<v1::PortForwardRequest>) -> Answer<v1::PortForwardResponse> {
-        Err(later("PortForward", "streaming is"))
+    async fn port_forward(&self, request: Request<v1::PortForwardRequest>) -> Answer<v1::PortForwardResponse> {
+        streaming::port_forward(&self.runtime, &self.server, request.into_inner()).map(Response::new)
     }
 
     async fn update_container_resources(

@@ -17,3 +17,4 @@ mod logs;
 mod network;
 mod restart;
 mod servers;
+mod streaming;
