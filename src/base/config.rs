@@ -26,6 +26,8 @@ pub struct Config {
     pub log: Log,
     /// The per-pod process.
     pub shim: Shim,
+    /// Containers' logs.
+    pub container_log: ContainerLog,
     /// Control groups.
     pub cgroup: Cgroup,
     /// The network of pods.
@@ -44,6 +46,7 @@ impl Default for Config {
             address: None,
             log: Log::default(),
             shim: Shim::default(),
+            container_log: ContainerLog::default(),
             cgroup: Cgroup::default(),
             network: Network::default(),
             registry: Registry::default(),
@@ -84,6 +87,22 @@ pub enum LogFormat {
 pub struct Shim {
     /// The shim's binary; unset: `podwright-shim` beside the daemon's own.
     pub path: Option<PathBuf>,
+}
+
+/// `[container_log]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ContainerLog {
+    /// Bytes at which a container's log file is rotated; 0: never, the kubelet does it.
+    pub max_bytes: u64,
+    /// Rotated files that are kept of each log.
+    pub max_files: u32,
+}
+
+impl Default for ContainerLog {
+    fn default() -> Self {
+        Self { max_bytes: 0, max_files: 4 }
+    }
 }
 
 /// `[cgroup]`

@@ -25,6 +25,8 @@ pub(crate) struct Node {
     pub(crate) registry: Registry,
     /// What containers are made with on this host.
     pub(crate) host: podwright_spec::HostTraits,
+    /// Bytes at which containers' logs are rotated, and the files that are kept; `None`: the kubelet does it.
+    pub(crate) log_rotation: Option<(u64, u32)>,
     /// Places for looking at users' volumes, whose file systems may not answer.
     pub(crate) volumes: Arc<Semaphore>,
     /// The shim's binary.

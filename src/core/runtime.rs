@@ -49,7 +49,10 @@ impl Runtime {
         let shim = host::shim_binary(config.shim.path.as_deref())?;
         let registry = Registry::default();
         let volumes = Arc::new(Semaphore::new(VOLUME_LOOKERS));
-        let node = Arc::new(Node { layout, facts, images, network, registry, host: traits, volumes, shim });
+        let log = &config.container_log;
+        let log_rotation = (log.max_bytes > 0).then_some((log.max_bytes, log.max_files));
+        let node =
+            Arc::new(Node { layout, facts, images, network, registry, host: traits, log_rotation, volumes, shim });
         recover::recover(&node).await?;
         Ok(Self { node })
     }

@@ -192,7 +192,7 @@ async fn a_container_starts_once() {
 
 #[tokio::test]
 async fn a_full_disk_is_told_and_leaves_nothing() {
-    let node = Node::start_with(Setup { root_size: Some(12 << 20) }).await;
+    let node = Node::start_with(Setup { root_size: Some(12 << 20), ..Setup::default() }).await;
     node.pull(&image("busybox")).await.expect("a small image fits");
     let used = || {
         let stat = nix::sys::statvfs::statvfs(node.layout().root()).expect("the root's file system");

@@ -1,10 +1,13 @@
 //! Container logs in the CRI's format, byte for byte.
 
+use std::path::Path;
+
 use tonic::Code;
 
-use crate::lab::Node;
 use crate::lab::cri::{eventually, pod, shell};
 use crate::lab::log::{self, Line};
+use crate::lab::node::image;
+use crate::lab::{Node, Setup};
 
 #[tokio::test]
 async fn each_line_is_stamped_and_named_after_its_stream() {
@@ -105,5 +108,50 @@ async fn a_log_is_reopened_only_for_what_runs() {
     let absent = "0123456789abcdef".repeat(4);
     assert_eq!(node.reopen_log(&absent).await.expect_err("no such container").code(), Code::NotFound);
     node.delete(&pod).await;
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn a_log_rotated_by_the_runtime_loses_nothing() {
+    let config = "[container_log]\nmax_bytes = 65536\nmax_files = 30";
+    let node = Node::start_with(Setup { config, ..Setup::default() }).await;
+    node.pull(&image("busybox")).await.expect("the registry has the image");
+    let script = "i=0; while [ $i -lt 20000 ]; do echo $i; i=$((i+1)); done";
+    let (pod, status) = node.script(&shell("chatty", script)).await;
+    // The oldest has the highest number.
+    let rotated = (1..=30).rev().map(|number| format!("{}.{number}", status.log_path));
+    let files: Vec<String> = rotated.filter(|path| Path::new(path).exists()).chain([status.log_path.clone()]).collect();
+    assert!(files.len() > 5, "{files:?}");
+    let text: String = files.iter().map(|path| log::text(path, None)).collect();
+    assert_eq!(text, (0..20_000).map(|number| format!("{number}\n")).collect::<String>());
+    node.delete(&pod).await;
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn a_log_reopened_while_the_daemon_is_killed_loses_nothing() {
+    let node = Node::start_with_images(&["busybox"]).await;
+    let running = node.run(&shell("flood", "trap 'exit 0' TERM; i=0; while :; do echo $i; i=$((i+1)); done")).await;
+    let path = node.status(&running.container).await.log_path;
+    let mut files = Vec::new();
+    for round in 0..30 {
+        let rotated = format!("{path}.{round}");
+        std::fs::rename(&path, &rotated).expect("the log is there");
+        files.push(rotated);
+        if round % 5 == 4 {
+            node.crash().await;
+        }
+        node.reopen_log(&running.container).await.expect("ReopenContainerLog");
+        let size = || std::fs::metadata(&path).expect("the log is there").len();
+        eventually("the new file has lines", async || (size() > 20_000).then_some(())).await;
+    }
+    node.stop_container(&running.container, 30).await.expect("StopContainer");
+    files.push(path);
+    let text: String = files.iter().map(|file| log::text(file, None)).collect();
+    for (number, line) in text.lines().enumerate() {
+        assert_eq!(line, number.to_string(), "a line is missing, doubled or out of order");
+    }
+    assert!(text.lines().count() > 10_000);
+    node.delete(&running.pod).await;
     node.finish().await;
 }

@@ -44,6 +44,16 @@ async fn rest(client: &mut Client) -> [Vec<u8>; 5] {
     channels
 }
 
+/// Waits for a word of the container's output, and drops it.
+async fn hear(client: &mut Client) {
+    loop {
+        let message = client.next().await.expect("the container speaks").expect("a message");
+        if matches!(message, Message::Binary(bytes) if bytes.len() > 1 && usize::from(bytes[0]) == STDOUT) {
+            return;
+        }
+    }
+}
+
 async fn exec(node: &Node, container: &str, script: &str, tty: bool) -> Client {
     let request = ExecRequest {
         container_id: container.to_owned(),
@@ -94,8 +104,7 @@ async fn a_client_that_leaves_takes_its_command_with_it() {
     let node = Node::start_with_images(&["busybox"]).await;
     let running = node.run(&shell("main", "while :; do sleep 0.05; done")).await;
     let mut client = exec(&node, &running.container, "echo here; exec sleep 100000", false).await;
-    let first = client.next().await.expect("output").expect("a message");
-    assert!(!first.into_data().is_empty());
+    hear(&mut client).await;
     let sleeps = async || node.sh(&running.container, "ps | grep -c '[s]leep 100000' || true").await;
     eventually("the command runs", async || (sleeps().await == "1\n").then_some(())).await;
     drop(client);
@@ -107,22 +116,26 @@ async fn a_client_that_leaves_takes_its_command_with_it() {
 #[tokio::test]
 async fn attached_clients_and_the_log_hear_the_same() {
     let node = Node::start_with_images(&["busybox"]).await;
-    let mut config =
-        shell("main", "read line; i=0; while [ $i -lt 2000 ]; do echo $i; i=$((i+1)); done; echo $line >&2");
+    // It ticks until it is told to go, so that a client can hear that it is attached.
+    let script = "(while :; do echo tick; sleep 0.05; done) & read line; kill $!; wait; \
+        i=0; while [ $i -lt 2000 ]; do echo $i; i=$((i+1)); done; echo $line >&2";
+    let mut config = shell("main", script);
     config.stdin = true;
     let running = node.run(&config).await;
     let mut first = attach(&node, &running.container, true).await;
     let mut second = attach(&node, &running.container, false).await;
+    hear(&mut first).await;
+    hear(&mut second).await;
     send(&mut first, STDIN, b"go\n").await;
     let (first, second) = tokio::join!(rest(&mut first), rest(&mut second));
     let numbers: String = (0..2000).map(|number| format!("{number}\n")).collect();
     for channels in [&first, &second] {
-        assert_eq!(String::from_utf8_lossy(&channels[STDOUT]), numbers);
+        assert_eq!(String::from_utf8_lossy(&channels[STDOUT]).replace("tick\n", ""), numbers);
         assert_eq!(channels[STDERR], b"go\n");
     }
     let status = node.exited(&running.container).await;
     assert_eq!(status.exit_code, 0);
-    assert_eq!(log::text(&status.log_path, Some("stdout")), numbers);
+    assert_eq!(log::text(&status.log_path, Some("stdout")).replace("tick\n", ""), numbers);
     node.delete(&running.pod).await;
     node.finish().await;
 }
@@ -132,7 +145,7 @@ async fn a_restart_of_the_daemon_ends_streams_and_no_container() {
     let node = Node::start_with_images(&["busybox"]).await;
     let running = node.run(&shell("main", "while :; do sleep 0.05; done")).await;
     let mut client = exec(&node, &running.container, "echo here; exec sleep 100000", false).await;
-    client.next().await.expect("output").expect("a message");
+    hear(&mut client).await;
     let before = node.status(&running.container).await;
     node.crash().await;
     rest(&mut client).await;

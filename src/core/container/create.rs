@@ -208,6 +208,7 @@ fn plan(node: &Node, pod: &Pod, spec: &Spec, record: &ContainerRecord) -> Result
         lower: record.layers.iter().rev().map(Digest::hex).map(str::to_owned).collect(),
         writable_dir: &writable,
         log_path: log.as_deref(),
+        log_rotation: node.log_rotation,
         stdin: record.config.stdin,
         stdin_once: record.config.stdin_once,
         shares_shm: pod.record.config.linux.ipc != NamespaceMode::Node,

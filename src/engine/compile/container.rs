@@ -25,6 +25,8 @@ pub struct Bundle<'a> {
     pub writable_dir: &'a Path,
     /// The CRI log file; `None`: output is read and dropped.
     pub log_path: Option<&'a Path>,
+    /// Bytes at which the log is rotated, and the rotated files that are kept; `None`: it is not.
+    pub log_rotation: Option<(u64, u32)>,
     /// Whether a pipe to the process's stdin is kept open.
     pub stdin: bool,
     /// Whether it is closed once the first attached client has left.
@@ -72,8 +74,8 @@ pub fn container(spec: &Spec, bundle: &Bundle<'_>, facts: &HostFacts) -> Result<
         log: Some(wire::Log {
             path: bundle.log_path.map(|path| absolute(path, "log path")).transpose()?.unwrap_or_default(),
             max_line: 0,
-            max_bytes: 0,
-            max_files: 0,
+            max_bytes: bundle.log_rotation.map_or(0, |(bytes, _)| bytes),
+            max_files: bundle.log_rotation.map_or(0, |(_, files)| files),
         }),
         stdin: bundle.stdin,
         stdin_once: bundle.stdin_once,

@@ -91,6 +91,7 @@ fn compile(spec: &Spec, facts: &HostFacts) -> Result<ContainerPlan, CompileError
         writable_dir: Path::new("/var/lib/podwright/pods/p/containers/c1/rootfs"),
         log_path: Some(Path::new("/var/log/pods/x/web/0.log")),
         stdin: true,
+        log_rotation: None,
         stdin_once: false,
         shares_shm: true,
     };

@@ -43,6 +43,8 @@ pub(crate) fn program() -> PathBuf {
 pub(crate) struct Setup {
     /// Puts the root directory on a tmpfs of this many bytes.
     pub(crate) root_size: Option<u64>,
+    /// Goes into the configuration file as it is.
+    pub(crate) config: &'static str,
 }
 
 /// A daemon with directories, a bridge and names of its own. Whoever starts one ends it with [`Node::finish`].
@@ -102,7 +104,7 @@ impl Node {
         let registry = std::env::var("PODWRIGHT_TEST_REGISTRY")
             .expect("PODWRIGHT_TEST_REGISTRY holds what `hack/registry start DIR` prints; hack/test sets it");
         node.map_host(REGISTRY, &format!("http://{registry}"));
-        node.write_config();
+        node.write_config(setup.config);
         node.launch().await;
         node
     }
@@ -186,13 +188,13 @@ impl Node {
         assert!(left.is_empty(), "left behind:\n{}", left.join("\n"));
     }
 
-    fn write_config(&self) {
+    fn write_config(&self, more: &str) {
         let dir = self.dir.path().display();
         let mut text = String::new();
         let _ = writeln!(text, "root = {:?}\nstate = {:?}", self.layout.root(), self.layout.state());
         let _ = writeln!(text, "[log]\nlevel = \"debug,h2=info,hyper=info,tower=info\"");
         let _ = writeln!(text, "[network]\ncni_conf_dir = \"{dir}/cni\"\nbridge = \"{}\"", self.bridge);
-        let _ = writeln!(text, "[registry]\nconfig_path = \"{dir}/registries.d\"\nattempts = 2");
+        let _ = writeln!(text, "[registry]\nconfig_path = \"{dir}/registries.d\"\nattempts = 2\n{more}");
         fs::write(self.config(), text).expect("the configuration is written");
     }
 
