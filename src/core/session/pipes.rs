@@ -25,12 +25,17 @@ pub struct Writer {
     pipe: Option<pipe::Sender>,
 }
 
+/// Bytes that a process's output can be ahead of its reader: as much as the kernel gives without further ado.
+const PIPE_SIZE: usize = 1 << 20;
+
 /// Resolves when a reader has come to its end or was dropped.
 pub(super) type Ended = oneshot::Receiver<()>;
 
 /// Makes a pipe that a process writes to: the daemon's end, what tells of its end, and the process's.
 pub(super) fn output() -> Result<(Reader, Ended, OwnedFd), Error> {
     let (reader, writer) = io::pipe().map_err(failed)?;
+    // More for a process to run ahead by. Where the kernel does not allow it, it is as it was.
+    let _ = rustix::pipe::fcntl_setpipe_size(&writer, PIPE_SIZE);
     let (open, ended) = oneshot::channel();
     let pipe = pipe::Receiver::from_owned_fd(OwnedFd::from(reader)).map_err(failed)?;
     Ok((Reader { pipe, open: Some(open) }, ended, OwnedFd::from(writer)))

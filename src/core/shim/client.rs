@@ -24,6 +24,8 @@ const QUICK: Duration = Duration::from_secs(10);
 const LAUNCH: Duration = Duration::from_secs(60);
 const QUEUE: usize = 64;
 const SIGKILL: u32 = 9;
+/// The protocol's minor version that brought attaching.
+const ATTACH_SINCE: u32 = 1;
 /// What a frame has around a request, in bytes, at the most.
 const ENVELOPE: usize = 64;
 
@@ -56,6 +58,12 @@ pub(crate) enum ShimError {
         op: &'static str,
         /// Its size.
         bytes: usize,
+    },
+    /// The shim was started by an older version, which would close the connection over the request.
+    #[error("the pod's shim is of an older version that has no {op:?}: recreate the pod")]
+    TooOld {
+        /// The request.
+        op: &'static str,
     },
     /// The shim tried and failed.
     #[error("{}", describe(.0))]
@@ -118,6 +126,8 @@ pub(crate) struct Subscription {
 pub(crate) struct ShimClient {
     requests: mpsc::Sender<Outgoing>,
     pid: u32,
+    /// The protocol's minor version that it speaks.
+    minor: u32,
 }
 
 #[derive(Debug)]
@@ -148,13 +158,13 @@ impl ShimClient {
             .map_err(|source| ShimError::Connect { path: socket.to_owned(), source })?;
         let (requests, outgoing) = mpsc::channel(QUEUE);
         let (events_in, events) = mpsc::channel(QUEUE);
-        let mut client = Self { requests, pid: 0 };
+        let mut client = Self { requests, pid: 0, minor: 0 };
         tokio::spawn(run(wire, outgoing, events_in, pod.clone()));
         let hello =
             Hello { major: podwright_plan::MAJOR, minor: podwright_plan::MINOR, pod_id: pod.as_str().to_owned() };
         // The kernel names the maker of the listening socket as the peer, which is a daemon: the shim says who it is.
         match client.ask("hello", Op::Hello(hello), Vec::new(), QUICK).await?.answer {
-            Answer::Hello(hello) => client.pid = hello.pid,
+            Answer::Hello(hello) => (client.pid, client.minor) = (hello.pid, hello.minor),
             _ => return Err(ShimError::Confused { op: "hello" }),
         }
         match client.ask("subscribe", Op::Subscribe(wire::Subscribe {}), Vec::new(), QUICK).await?.answer {
@@ -213,6 +223,9 @@ impl ShimClient {
     /// # Errors
     /// When the container does not run, or has no such stream.
     pub(crate) async fn attach(&self, request: wire::Attach, stdio: Vec<OwnedFd>) -> Result<(), ShimError> {
+        if self.minor < ATTACH_SINCE {
+            return Err(ShimError::TooOld { op: "attach" });
+        }
         match self.ask("attach", Op::Attach(request), stdio, QUICK).await?.answer {
             Answer::Done(_) => Ok(()),
             _ => Err(ShimError::Confused { op: "attach" }),
