@@ -136,6 +136,9 @@ mod tests {
         let slave = rustix::pty::ioctl_tiocgptpeer(&master, flags).unwrap();
         let (mut reader, mut writer) = console(&master).unwrap();
         writer.write_all(b"typed\n").await.unwrap();
+        let mut line = [0; 16];
+        // The kernel echoes what is typed before it hands the line out.
+        assert_eq!(rustix::io::read(&slave, &mut line).unwrap(), "typed\n".len());
         rustix::io::write(&slave, b"said\n").unwrap();
         drop(slave);
         let mut text = String::new();
