@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+pub use podwright_base::chain;
 use podwright_base::{ContainerId, PodId};
 use rustix::io::Errno;
 
@@ -198,18 +199,6 @@ fn count(failures: &[Error]) -> String {
 
 fn list(failures: &[Error]) -> String {
     failures.iter().map(|failure| chain(failure)).collect::<Vec<_>>().join("; ")
-}
-
-/// Writes an error and its causes in one line.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
 
 /// Looks through a chain of causes for a full disk or quota, here or in the shim.

@@ -6,7 +6,7 @@ use std::io;
 use std::time::Duration;
 
 use oci_client::errors::OciEnvelope;
-use podwright_base::Digest;
+use podwright_base::{Digest, chain};
 
 use crate::auth::AuthError;
 use crate::client::ClientError;
@@ -193,7 +193,7 @@ impl RegistryError {
         if errors.is_empty() {
             return Err(last);
         }
-        let before: Vec<String> = errors.iter().map(chain).collect();
+        let before: Vec<String> = errors.iter().map(|error| chain(error)).collect();
         Err(Self::Several { last: Box::new(last), before: before.join("; ") })
     }
 
@@ -249,18 +249,6 @@ fn is_certificate(error: &reqwest::Error) -> bool {
         };
     }
     false
-}
-
-/// Prints an error and its causes in a line.
-pub(crate) fn chain(error: &RegistryError) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
 
 /// The first error of the registry's own error document, bounded, after a colon.

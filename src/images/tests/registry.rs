@@ -18,6 +18,7 @@ use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use podwright_base::Layout;
+pub(crate) use podwright_base::chain;
 use podwright_base::config::Registry as Config;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -352,15 +353,4 @@ impl Node {
 
 pub(crate) fn layout(dir: &Path) -> Layout {
     Layout::new(dir.join("root"), dir.join("state"))
-}
-
-/// Prints an error with its causes.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }
