@@ -6,7 +6,7 @@ use podwright_plan::wire::{Attach, Stdio};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use super::pipes::{self, Ended};
+use super::pipes::{self, Ended, Pipes};
 use super::{Access, End, SIZES, Session, Streams};
 use crate::error::Error;
 use crate::shim::ShimClient;
@@ -19,28 +19,15 @@ const EXIT_LIMIT: Duration = Duration::from_secs(10);
 /// # Errors
 /// When the container does not run, or has no stdin.
 pub(crate) async fn attach(access: Access, streams: Streams) -> Result<Session, Error> {
-    let mut theirs = Vec::new();
-    let mut open = Vec::new();
-    let stdin = streams.stdin.then(pipes::input).transpose()?.map(|(writer, end)| {
-        theirs.push(end);
-        writer
-    });
-    let mut output = |wanted: bool| -> Result<Option<pipes::Reader>, Error> {
-        Ok(wanted.then(pipes::output).transpose()?.map(|(reader, ended, end)| {
-            theirs.push(end);
-            open.push(ended);
-            reader
-        }))
-    };
     // A terminal has one stream of output.
-    let wants_stderr = streams.stderr && !access.tty;
-    let (stdout, stderr) = (output(streams.stdout)?, output(wants_stderr)?);
-    let stdio = Stdio { stdin: streams.stdin, stdout: streams.stdout, stderr: wants_stderr };
+    let streams = Streams { stderr: streams.stderr && !access.tty, ..streams };
+    let Pipes { stdin, stdout, stderr, ended, theirs } = pipes::open(streams)?;
+    let stdio = Stdio { stdin: streams.stdin, stdout: streams.stdout, stderr: streams.stderr };
     let request = Attach { container_id: access.container.to_string(), stdio: Some(stdio) };
     let attached = access.shim.attach(request, theirs).await;
     attached.map_err(|error| Error::step(format!("attach to container {}", access.container), error))?;
     let resize = access.tty.then(|| sizes(access.shim.clone(), access.container.to_string()));
-    Ok(Session { stdin, stdout, stderr, resize, end: end(access, open) })
+    Ok(Session { stdin, stdout, stderr, resize, end: end(access, ended) })
 }
 
 /// Waits for the container's exit; streams that end without it were cut off.

@@ -2,11 +2,11 @@
 
 use std::os::fd::OwnedFd;
 
-use podwright_plan::wire::ExecPlan;
 use rustix::termios::{Winsize, tcsetwinsize};
 use tokio::sync::mpsc;
 
-use super::{Access, Guard, SIZES, Session, Streams, pipes, plan};
+use super::pipes::{self, Pipes};
+use super::{Access, Guard, SIZES, Session, Streams, plan};
 use crate::error::Error;
 use crate::node::Node;
 use crate::shim::ShimError;
@@ -34,27 +34,9 @@ pub(crate) async fn exec(
         return Ok(Session { stdin, stdout, stderr: None, resize: Some(sizes(master)), end: end(access, guard) });
     }
     let plan = plan(node, &access, command, false, streams, None)?;
-    let session = piped(&access, plan, streams).await?;
-    Ok(Session { end: end(access, guard), ..session })
-}
-
-/// Starts a command with pipes; the session has no end yet.
-async fn piped(access: &Access, plan: ExecPlan, streams: Streams) -> Result<Session, Error> {
-    let mut theirs = Vec::new();
-    let stdin = streams.stdin.then(pipes::input).transpose()?.map(|(writer, end)| {
-        theirs.push(end);
-        writer
-    });
-    let mut output = |wanted: bool| -> Result<Option<pipes::Reader>, Error> {
-        Ok(wanted.then(pipes::output).transpose()?.map(|(reader, _, end)| {
-            theirs.push(end);
-            reader
-        }))
-    };
-    let (stdout, stderr) = (output(streams.stdout)?, output(streams.stderr)?);
-    let started = access.shim.exec(plan, theirs).await;
-    started.map_err(|error| Error::step(format!("run the command in container {}", access.container), error))?;
-    Ok(Session { stdin, stdout, stderr, resize: None, end: Box::pin(std::future::pending()) })
+    let Pipes { stdin, stdout, stderr, theirs, .. } = pipes::open(streams)?;
+    access.shim.exec(plan, theirs).await.map_err(failed)?;
+    Ok(Session { stdin, stdout, stderr, resize: None, end: end(access, guard) })
 }
 
 /// Waits for the command's exit. Dropped before, it ends the command.

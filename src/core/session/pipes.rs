@@ -10,6 +10,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::unix::pipe;
 use tokio::sync::oneshot;
 
+use super::Streams;
 use crate::error::Error;
 
 /// What a process says, until it has said all.
@@ -31,8 +32,36 @@ const PIPE_SIZE: usize = 1 << 20;
 /// Resolves when a reader has come to its end or was dropped.
 pub(super) type Ended = oneshot::Receiver<()>;
 
+/// The pipes of a session: the daemon's ends, and the process's in the order in which the shim takes them.
+pub(super) struct Pipes {
+    pub(super) stdin: Option<Writer>,
+    pub(super) stdout: Option<Reader>,
+    pub(super) stderr: Option<Reader>,
+    /// One for each stream of output.
+    pub(super) ended: Vec<Ended>,
+    pub(super) theirs: Vec<OwnedFd>,
+}
+
+/// Makes the pipes of the streams that are wanted.
+pub(super) fn open(streams: Streams) -> Result<Pipes, Error> {
+    let (mut ended, mut theirs) = (Vec::new(), Vec::new());
+    let stdin = streams.stdin.then(input).transpose()?.map(|(writer, end)| {
+        theirs.push(end);
+        writer
+    });
+    let mut wanted = |wanted: bool| -> Result<Option<Reader>, Error> {
+        Ok(wanted.then(output).transpose()?.map(|(reader, end_told, end)| {
+            ended.push(end_told);
+            theirs.push(end);
+            reader
+        }))
+    };
+    let (stdout, stderr) = (wanted(streams.stdout)?, wanted(streams.stderr)?);
+    Ok(Pipes { stdin, stdout, stderr, ended, theirs })
+}
+
 /// Makes a pipe that a process writes to: the daemon's end, what tells of its end, and the process's.
-pub(super) fn output() -> Result<(Reader, Ended, OwnedFd), Error> {
+fn output() -> Result<(Reader, Ended, OwnedFd), Error> {
     let (reader, writer) = io::pipe().map_err(failed)?;
     // More for a process to run ahead by. Where the kernel does not allow it, it is as it was.
     let _ = rustix::pipe::fcntl_setpipe_size(&writer, PIPE_SIZE);
@@ -42,7 +71,7 @@ pub(super) fn output() -> Result<(Reader, Ended, OwnedFd), Error> {
 }
 
 /// Makes a pipe that a process reads from: the daemon's end and the process's.
-pub(super) fn input() -> Result<(Writer, OwnedFd), Error> {
+fn input() -> Result<(Writer, OwnedFd), Error> {
     let (reader, writer) = io::pipe().map_err(failed)?;
     let pipe = pipe::Sender::from_owned_fd(OwnedFd::from(writer)).map_err(failed)?;
     Ok((Writer { pipe: Some(pipe) }, OwnedFd::from(reader)))
