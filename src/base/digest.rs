@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 
 const PREFIX: &str = "sha256:";
 
@@ -26,6 +27,11 @@ impl Digest {
             text.push_str(&format!("{byte:02x}"));
         }
         Self(text)
+    }
+
+    /// Computes the digest of bytes in memory.
+    pub fn of(bytes: &[u8]) -> Self {
+        Self::from_sha256(&Sha256::digest(bytes).into())
     }
 
     /// Returns the whole digest, algorithm included.

@@ -8,7 +8,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use podwright_base::Digest;
 
 use crate::places::Places;
-use crate::unpack;
 
 /// The blob directory and where its blobs are written first.
 #[derive(Debug)]
@@ -42,7 +41,7 @@ impl Content {
     /// Reads a blob and checks it against its name; `None` when it is missing or damaged.
     pub(crate) fn get(&self, digest: &Digest) -> io::Result<Option<Vec<u8>>> {
         match fs::read(self.places.blob(digest)) {
-            Ok(bytes) => Ok((unpack::digest(&bytes) == *digest).then_some(bytes)),
+            Ok(bytes) => Ok((Digest::of(&bytes) == *digest).then_some(bytes)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
         }

@@ -5,17 +5,16 @@ use std::sync::Arc;
 
 use podwright_base::config::Registry;
 use podwright_base::{Digest, Layout};
+use podwright_layer::ReadFileError;
+use podwright_registry::Credentials;
 use tokio::sync::watch;
 
-use crate::credentials::Credentials;
 use crate::image::Image;
 use crate::join::Joint;
 use crate::load::{self, LoadError};
 use crate::places::Places;
 use crate::progress::PullProgress;
 use crate::pull::{PullError, Puller};
-use crate::reference;
-use crate::rootfs::{self, ReadFileError};
 use crate::store::{Collected, Lease, Store, StoreError};
 use crate::usage::Usage;
 
@@ -64,7 +63,7 @@ impl Images {
         credentials: Option<Credentials>,
         progress: &watch::Sender<PullProgress>,
     ) -> Result<Arc<Image>, PullError> {
-        let reference = reference::normalize(reference)?;
+        let reference = podwright_registry::normalize(reference)?;
         let credentials = credentials.filter(|credentials| *credentials != Credentials::default());
         if let Some(credentials) = &credentials {
             credentials.basic()?;
@@ -151,7 +150,7 @@ impl Images {
     /// When it is no regular file, longer than `limit`, or a layer is gone.
     pub fn read_file(&self, image: &Image, path: &str, limit: usize) -> Result<Option<Vec<u8>>, ReadFileError> {
         let layers: Vec<PathBuf> = image.layers.iter().rev().map(|layer| self.layer_path(layer)).collect();
-        rootfs::read_file(&layers, path, limit)
+        podwright_layer::read_file(&layers, path, limit)
     }
 
     /// Adds up what all images take on disk (CRI `ImageFsInfo`).

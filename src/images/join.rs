@@ -5,10 +5,10 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
+use podwright_registry::Credentials;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
-use crate::credentials::Credentials;
 use crate::image::Image;
 use crate::progress::PullProgress;
 use crate::pull::PullError;

@@ -11,20 +11,19 @@ use oci_client::manifest::{
     OciImageManifest,
 };
 use podwright_base::Digest;
+use podwright_layer::{Bundle, BundleError, Expected, UnpackError};
+use podwright_registry::{Blob, Reference, ReferenceError};
 use serde::Deserialize;
 use tokio::sync::watch;
 
-use crate::bundle::{Bundle, BundleError};
 use crate::image::Image;
-use crate::manifest::{self, Blob, ManifestError, Parsed};
+use crate::manifest::{self, ManifestError, Parsed};
 use crate::platform::Host;
 use crate::progress::{LayerReport, LayerState, PullProgress};
 use crate::pull::{self, Puller, StageError};
-use crate::reference::{self, Reference, ReferenceError};
 use crate::slots::Obtained;
 use crate::snapshot::Staged;
 use crate::store::{Candidate, StoreError};
-use crate::unpack::{self, Expected, UnpackError};
 
 /// An index may hold an index; how often.
 const DEEPEST_INDEX: usize = 4;
@@ -228,7 +227,7 @@ fn names(annotations: Option<&BTreeMap<String, String>>) -> Result<Vec<Reference
     let annotation = |key: &str| annotations.and_then(|annotations| annotations.get(key));
     // A bare tag names no image.
     let ref_name = annotation(REF_NAME).filter(|name| name.contains(['/', ':']));
-    Ok(annotation(NAME).or(ref_name).map(|name| reference::normalize(name)).transpose()?.into_iter().collect())
+    Ok(annotation(NAME).or(ref_name).map(|name| podwright_registry::normalize(name)).transpose()?.into_iter().collect())
 }
 
 /// Reads `docker save`'s manifest. It has no registry's manifest, so one is made that says the same.
@@ -240,7 +239,7 @@ fn saved(bundle: &Bundle) -> Result<Vec<Found>, LoadError> {
         let config = document(bundle, &image.config)?;
         let refused = |source| LoadError::Manifest { image: image.config.clone(), source };
         let (_, diff_ids) = manifest::configuration(&config, image.layers.len(), &host).map_err(refused)?;
-        let config_digest = unpack::digest(&config);
+        let config_digest = Digest::of(&config);
         let descriptor = |media_type: &str, digest: &Digest, size: u64| OciDescriptor {
             media_type: media_type.to_owned(),
             digest: digest.to_string(),
@@ -259,7 +258,7 @@ fn saved(bundle: &Bundle) -> Result<Vec<Found>, LoadError> {
         };
         let tags = image.repo_tags.unwrap_or_default();
         images.push(Found {
-            names: tags.iter().map(|tag| reference::normalize(tag)).collect::<Result<_, _>>()?,
+            names: tags.iter().map(|tag| podwright_registry::normalize(tag)).collect::<Result<_, _>>()?,
             name_digest: None,
             manifest: serde_json::to_vec(&manifest)
                 .map_err(|source| LoadError::Parse { name: image.config.clone(), source })?,
@@ -278,7 +277,7 @@ async fn one(
     found: Found,
     progress: &watch::Sender<PullProgress>,
 ) -> Result<Arc<Image>, LoadError> {
-    let manifest_digest = unpack::digest(&found.manifest);
+    let manifest_digest = Digest::of(&found.manifest);
     let parsed = manifest::configuration(&found.config, found.layers.len(), &Host::current());
     let (config, diff_ids) =
         parsed.map_err(|source| LoadError::Manifest { image: manifest_digest.to_string(), source })?;
@@ -376,6 +375,6 @@ fn blob_name(digest: &Digest) -> String {
 
 fn blob(bundle: &Bundle, digest: &Digest) -> Result<Vec<u8>, LoadError> {
     let bytes = document(bundle, &blob_name(digest))?;
-    let found = unpack::digest(&bytes);
+    let found = Digest::of(&bytes);
     if found == *digest { Ok(bytes) } else { Err(LoadError::Digest { expected: digest.clone(), found }) }
 }

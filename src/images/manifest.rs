@@ -9,25 +9,15 @@ use oci_client::manifest::{
 use oci_spec::image::ImageConfiguration;
 use podwright_base::Digest;
 use podwright_base::digest::InvalidDigest;
+use podwright_registry::Blob;
 use serde::Deserialize;
 
 use crate::platform::Host;
-
-/// What a registry is told that we understand.
-pub(crate) const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
-     application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.docker.distribution.manifest.v2+json, */*;q=0.1";
 
 const LAYER_ZSTD: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
 const DOCKER_LAYER_ZSTD: &str = "application/vnd.docker.image.rootfs.diff.tar.zstd";
 /// overlayfs mounts no more lower layers than this.
 const MOST_LAYERS: usize = 500;
-
-/// A blob that a manifest names.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Blob {
-    pub(crate) digest: Digest,
-    pub(crate) size: u64,
-}
 
 /// A document of either kind, parsed and checked.
 #[derive(Debug)]

@@ -11,21 +11,20 @@ use bytes::{Buf, Bytes};
 use futures_util::future::try_join_all;
 use podwright_base::Digest;
 use podwright_base::config::Registry as Config;
+use podwright_layer::{Expected, UnpackError};
+use podwright_registry::{
+    Blob, Credentials, CredentialsError, Document, HostsError, Piece, Reference, ReferenceError, RegistryError,
+    Session, Stop, Transport,
+};
 use tokio::sync::{Semaphore, mpsc, watch};
 
-use crate::credentials::{Credentials, CredentialsError};
-use crate::hosts::{self, HostsError};
 use crate::image::Image;
-use crate::manifest::{self, Blob, ManifestError, Parsed};
+use crate::manifest::{self, ManifestError, Parsed};
 use crate::platform::Host;
 use crate::progress::{LayerProgress, LayerReport, LayerState, PullProgress};
-use crate::reference::{Reference, ReferenceError};
-use crate::registry::{Document, Piece, Session, Stop, Transport};
-use crate::registry_error::RegistryError;
 use crate::slots::{Obtained, Slots};
 use crate::snapshot::Staged;
 use crate::store::{Candidate, Store, StoreError};
-use crate::unpack::{self, Expected, UnpackError};
 
 /// Bound on an image's configuration; real ones are a few kilobytes.
 const LONGEST_CONFIG: usize = 8 << 20;
@@ -200,7 +199,7 @@ impl Puller {
         progress: watch::Sender<PullProgress>,
     ) -> Result<Arc<Image>, PullError> {
         let name = reference.to_string();
-        let endpoints = hosts::endpoints(&self.config_path, reference.registry())
+        let endpoints = podwright_registry::endpoints(&self.config_path, reference.registry())
             .map_err(|source| PullError::Hosts { reference: name.clone(), source })?;
         let session = Session::new(Arc::clone(&self.transport), reference.clone(), credentials, endpoints);
         let one = One { puller: &self, session, reference, name, progress };
@@ -322,7 +321,7 @@ impl One<'_> {
         let expected = Expected { blob: Some(blob.digest.clone()), diff_id: diff_id.clone() };
         let store = Arc::clone(&self.puller.store);
         let unpacking = tokio::task::spawn_blocking(move || stage(&store, Pieces::new(receiver), &expected));
-        let fetched = self.session.stream(blob, sender, report).await;
+        let fetched = self.session.stream(blob, sender, &|bytes| report.done(bytes)).await;
         if fetched.is_ok() {
             report.state(LayerState::Unpacking);
         }
@@ -381,7 +380,7 @@ pub(crate) enum StageError {
 /// Unpacks a stream into a staged layer; a failed one is removed before this returns.
 pub(crate) fn stage(store: &Store, blob: impl Read, expected: &Expected) -> Result<Arc<Staged>, StageError> {
     let staged = store.layers().stage(&expected.diff_id).map_err(StageError::Io)?;
-    let unpacked = unpack::unpack(blob, expected, staged.directory()).map_err(StageError::Unpack);
+    let unpacked = podwright_layer::unpack(blob, expected, staged.directory()).map_err(StageError::Unpack);
     match unpacked.and_then(|amount| staged.finish(amount).map_err(StageError::Io)) {
         Ok(()) => Ok(Arc::new(staged)),
         Err(error) => {
@@ -427,7 +426,7 @@ mod tests {
     fn a_full_disk_is_found_among_the_causes() {
         let full = PullError::Stage {
             reference: "x".to_owned(),
-            layer: unpack::digest(b""),
+            layer: Digest::of(b""),
             source: io::Error::from(io::ErrorKind::StorageFull),
         };
         assert_eq!(PullError::Joined(Arc::new(full)).class(), PullClass::StorageFull);

@@ -15,10 +15,9 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use podwright_base::Digest;
+use podwright_layer::Amount;
 
 use crate::places::Places;
-use crate::tree;
-use crate::usage::Amount;
 
 /// Handles the directory that holds all layers.
 #[derive(Debug)]
@@ -50,7 +49,7 @@ impl Layers {
             let whole = name.strip_suffix(".json").unwrap_or(name);
             let keep = format!("sha256:{whole}").parse().is_ok_and(|diff_id| self.amount(&diff_id).is_some());
             if !keep {
-                tree::remove_path(&path)?;
+                podwright_layer::remove_path(&path)?;
             }
         }
         Ok(())
@@ -143,7 +142,7 @@ impl Staged {
 }
 
 fn remove(directory: &Path, facts: &Path) {
-    let removed = tree::remove_path(directory).and_then(|()| tree::remove_path(facts));
+    let removed = podwright_layer::remove_path(directory).and_then(|()| podwright_layer::remove_path(facts));
     if let Err(error) = removed {
         // Nobody is left to return it to; the next start tries again.
         tracing::warn!(path = %directory.display(), %error, "a half-unpacked layer stays until the next start");

@@ -11,14 +11,13 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use podwright_base::Digest;
+use podwright_layer::Amount;
 
 use crate::content::Content;
 use crate::image::{self, Image};
 use crate::places::Places;
-use crate::reference;
 use crate::snapshot::{self, Layers, Staged};
-use crate::tree;
-use crate::usage::{Amount, Usage};
+use crate::usage::Usage;
 
 /// Digits of an image id from which on a prefix names it.
 const SHORTEST_PREFIX: usize = 12;
@@ -232,7 +231,7 @@ impl Store {
             }
         }
         for path in &retired {
-            at("remove", path, tree::remove_path(path))?;
+            at("remove", path, podwright_layer::remove_path(path))?;
         }
         Ok(retired.len())
     }
@@ -285,7 +284,7 @@ impl State {
         if let Ok(id) = format!("sha256:{name}").parse::<Digest>() {
             return self.images.get(&id).cloned();
         }
-        let by_name = reference::normalize(name).ok().and_then(|reference| {
+        let by_name = podwright_registry::normalize(name).ok().and_then(|reference| {
             self.images.values().find(|image| match reference.digest() {
                 // The tag beside a digest says nothing.
                 Some(digest) => {

@@ -5,7 +5,7 @@ use std::fs;
 use serde_json::json;
 use tokio::sync::watch;
 
-use super::layer::{Layer, Tar, TestImage, gzip, zstd};
+use super::image::{Layer, Tar, TestImage, gzip, zstd};
 use super::registry::{Node, chain};
 use crate::progress::PullProgress;
 use crate::{Image, LoadError};
@@ -17,7 +17,7 @@ async fn load(node: &Node, bytes: &[u8]) -> Result<Vec<std::sync::Arc<Image>>, L
 }
 
 fn blob(tar: Tar, bytes: &[u8]) -> Tar {
-    tar.file(&format!("blobs/sha256/{}", crate::unpack::digest(bytes).hex()), bytes)
+    tar.file(&format!("blobs/sha256/{}", podwright_base::Digest::of(bytes).hex()), bytes)
 }
 
 /// An OCI layout whose index comes last, as a stream may have it.

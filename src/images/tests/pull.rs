@@ -5,11 +5,10 @@ use std::sync::Arc;
 use serde_json::json;
 use tokio::sync::watch;
 
-use super::layer::{Layer, Tar, TestImage};
+use super::image::{Layer, Tar, TestImage};
 use super::registry::{Fault, Node, Registry};
 use crate::platform::Host;
 use crate::progress::{LayerState, PullProgress};
-use crate::unpack::digest;
 
 #[tokio::test]
 async fn an_image_of_all_compressions_arrives() {
@@ -53,7 +52,7 @@ async fn an_index_leads_to_this_hosts_image() {
     let other = format!("sha256:{}", "0".repeat(64));
     let index = json!({"schemaVersion": 2, "manifests": [entry(other, "sparc64"), entry(image.manifest_digest().to_string(), Host::current().architecture)]});
     let index = index.to_string().into_bytes();
-    let top = digest(&index);
+    let top = podwright_base::Digest::of(&index);
     for named in ["latest", top.as_str()] {
         registry.put(&format!("x/manifests/{named}"), "application/vnd.oci.image.index.v1+json", index.clone());
     }

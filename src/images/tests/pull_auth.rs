@@ -1,6 +1,6 @@
 //! Registries that want to know who asks.
 
-use super::layer::TestImage;
+use super::image::TestImage;
 use super::registry::{Door, Node, Registry, chain};
 use crate::{Credentials, PullClass};
 

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::layer::{Entry, Layer, Tar, TestImage};
+use super::image::{Entry, Layer, Tar, TestImage};
 use super::registry::{Fault, Node, Registry, chain};
 use crate::PullClass;
 

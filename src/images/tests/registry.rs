@@ -23,9 +23,8 @@ use podwright_base::config::Registry as Config;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-use super::layer::TestImage;
+use super::image::TestImage;
 use crate::progress::PullProgress;
-use crate::unpack::digest;
 use crate::{Credentials, Image, Images, PullError};
 
 type Body = UnsyncBoxBody<Bytes, io::Error>;
@@ -135,7 +134,7 @@ impl Registry {
     }
 
     pub(crate) fn push_blob(&self, repository: &str, bytes: Vec<u8>) {
-        let path = format!("{repository}/blobs/{}", digest(&bytes));
+        let path = format!("{repository}/blobs/{}", podwright_base::Digest::of(&bytes));
         self.put(&path, "application/octet-stream", bytes);
     }
 

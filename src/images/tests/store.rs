@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use super::layer::{Layer, Tar, TestImage};
+use super::image::{Layer, Tar, TestImage};
 use super::registry::{Node, Registry};
 
 fn two_layers(name: &str) -> TestImage {

@@ -18,26 +18,28 @@ const DOCKER_HUB_SERVER: &str = "registry-1.docker.io";
 
 /// One base URL that blobs or manifests can be had from.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Endpoint {
+pub struct Endpoint {
     /// Ends in `/v2/`, or in what `override_path` puts in its place.
-    pub(crate) base: Url,
+    pub base: Url,
     /// May turn a tag into a digest.
-    pub(crate) resolve: bool,
+    pub resolve: bool,
     /// May serve blobs, and manifests by digest.
-    pub(crate) pull: bool,
-    pub(crate) tls: Tls,
+    pub pull: bool,
+    /// How it proves who it is.
+    pub tls: Tls,
     /// The registry of the reference itself, not a mirror of it.
-    pub(crate) is_upstream: bool,
+    pub is_upstream: bool,
     /// Only tried when the endpoint before it turned out not to speak TLS.
-    pub(crate) is_plain_fallback: bool,
+    pub is_plain_fallback: bool,
 }
 
 /// How a server proves who it is.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
-pub(crate) struct Tls {
-    pub(crate) skip_verify: bool,
+pub struct Tls {
+    /// Any certificate does.
+    pub skip_verify: bool,
     /// PEM bundles trusted beside the system's.
-    pub(crate) authorities: Vec<Vec<u8>>,
+    pub authorities: Vec<Vec<u8>>,
 }
 
 /// Why a host's configuration cannot be used.
@@ -76,7 +78,10 @@ pub enum HostsError {
 }
 
 /// Returns the endpoints of a registry, in the order in which they are tried.
-pub(crate) fn endpoints(config_path: &Path, registry: &str) -> Result<Vec<Endpoint>, HostsError> {
+///
+/// # Errors
+/// When a file of the tree cannot be read or does not say what it should.
+pub fn endpoints(config_path: &Path, registry: &str) -> Result<Vec<Endpoint>, HostsError> {
     let directory = directories(config_path, registry).into_iter().find(|directory| directory.is_dir());
     let Some(directory) = directory else { return default_endpoints(registry) };
     let path = directory.join("hosts.toml");

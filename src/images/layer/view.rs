@@ -68,7 +68,7 @@ enum Found {
 }
 
 /// Reads a file below layer directories given topmost first; `None` when the image has no such file.
-pub(crate) fn read_file(layers: &[PathBuf], path: &str, limit: usize) -> Result<Option<Vec<u8>>, ReadFileError> {
+pub fn read_file(layers: &[PathBuf], path: &str, limit: usize) -> Result<Option<Vec<u8>>, ReadFileError> {
     let root = || {
         let open = |path: &PathBuf| {
             open_directory(CWD, path.as_os_str().as_encoded_bytes())

@@ -5,8 +5,8 @@ use std::io::Read;
 use proptest::prelude::*;
 use tar::EntryType;
 
-use super::layer::{Entry, Tar};
 use crate::archive::{ArchiveError, Kind, Member, Members};
+use crate::testing::{Entry, Tar};
 
 fn read_all(bytes: &[u8]) -> Result<Vec<(Member, Vec<u8>)>, ArchiveError> {
     let mut members = Members::new(bytes);

@@ -19,13 +19,13 @@ use tokio::sync::mpsc;
 use crate::auth::{Answers, AuthError, Realm};
 use crate::client::Clients;
 use crate::credentials::Credentials;
+use crate::error::{RegistryError, What};
 use crate::hosts::Endpoint;
-use crate::manifest::{self, Blob};
-use crate::progress::LayerReport;
 use crate::reference::Reference;
-use crate::registry_error::{RegistryError, What};
-use crate::unpack;
 
+/// What a registry is told that we understand.
+const ACCEPT_MANIFESTS: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
+     application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.docker.distribution.manifest.v2+json, */*;q=0.1";
 /// Bound on a manifest (the distribution specification's).
 const LONGEST_MANIFEST: usize = 4 << 20;
 /// Bound on the body of an error.
@@ -36,7 +36,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(20);
 const PROGRESS: u64 = 1 << 20;
 
 /// What all pulls share: connections, tokens, patience.
-pub(crate) struct Transport {
+pub struct Transport {
     clients: Clients,
     answers: Answers,
     attempts: u32,
@@ -44,7 +44,7 @@ pub(crate) struct Transport {
 }
 
 /// One pull's conversation with a registry and its mirrors.
-pub(crate) struct Session {
+pub struct Session {
     transport: Arc<Transport>,
     reference: Reference,
     credentials: Option<Credentials>,
@@ -54,22 +54,40 @@ pub(crate) struct Session {
 }
 
 /// A manifest or an index as it came, verified where there was a digest to verify it by.
-pub(crate) struct Document {
-    pub(crate) bytes: Bytes,
-    pub(crate) media_type: Option<String>,
-    pub(crate) digest: Digest,
+#[derive(Debug)]
+pub struct Document {
+    /// The document.
+    pub bytes: Bytes,
+    /// Its type, as the registry's header says it.
+    pub media_type: Option<String>,
+    /// Its digest, computed.
+    pub digest: Digest,
 }
 
-/// A piece of a layer on its way to the unpacker; a channel that closes before the end is a transfer given up.
-pub(crate) enum Piece {
+/// A blob, as a manifest names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Blob {
+    /// Of its bytes as they are transferred.
+    pub digest: Digest,
+    /// Their number.
+    pub size: u64,
+}
+
+/// A piece of a blob on its way to its reader; a channel that closes before the end is a transfer given up.
+#[derive(Debug)]
+pub enum Piece {
+    /// The next bytes.
     Bytes(Bytes),
+    /// All have come.
     End,
 }
 
 /// Why a stream stopped.
-pub(crate) enum Stop {
-    /// The unpacker takes no more: it knows why.
+#[derive(Debug)]
+pub enum Stop {
+    /// The reader takes no more: it knows why.
     Refused,
+    /// The registry, or the way to it.
     Registry(RegistryError),
 }
 
@@ -97,7 +115,8 @@ struct Patience {
 }
 
 impl Transport {
-    pub(crate) fn new(config: &Config) -> Self {
+    /// Takes the configuration's limits.
+    pub fn new(config: &Config) -> Self {
         Self {
             clients: Clients::default(),
             answers: Answers::default(),
@@ -125,7 +144,8 @@ impl Patience {
 }
 
 impl Session {
-    pub(crate) fn new(
+    /// Begins a conversation about one repository.
+    pub fn new(
         transport: Arc<Transport>,
         reference: Reference,
         credentials: Option<Credentials>,
@@ -134,8 +154,11 @@ impl Session {
         Self { transport, reference, credentials, endpoints, passed_over: Mutex::default() }
     }
 
-    /// Fetches what a tag or a digest names.
-    pub(crate) async fn manifest(&self, digest: Option<&Digest>) -> Result<Document, RegistryError> {
+    /// Fetches what a digest, or else the reference's tag, names.
+    ///
+    /// # Errors
+    /// When no endpoint gives it, or what comes is not what the digest says.
+    pub async fn manifest(&self, digest: Option<&Digest>) -> Result<Document, RegistryError> {
         let named = match digest {
             Some(digest) => digest.as_str(),
             None => self.reference.tag().unwrap_or_default(),
@@ -144,13 +167,13 @@ impl Session {
         let ask = Ask {
             what: &what,
             path: format!("{}/manifests/{named}", self.reference.repository()),
-            accept: Some(manifest::ACCEPT),
+            accept: Some(ACCEPT_MANIFESTS),
             offset: 0,
             resolve: digest.is_none(),
         };
         let (host, response, bytes) = self.whole(&ask, LONGEST_MANIFEST).await?;
         let header = |name| response.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
-        let found = unpack::digest(&bytes);
+        let found = Digest::of(&bytes);
         let stated = header("docker-content-digest").and_then(|stated| stated.parse().ok());
         if let Some(expected) = digest.cloned().or(stated)
             && expected != found
@@ -162,33 +185,40 @@ impl Session {
         Ok(Document { bytes, media_type, digest: found })
     }
 
-    /// Fetches a small blob, the configuration, and verifies it.
-    pub(crate) async fn blob(&self, blob: &Blob, limit: usize) -> Result<Bytes, RegistryError> {
+    /// Fetches a small blob, as a configuration is, and verifies it.
+    ///
+    /// # Errors
+    /// When no endpoint gives it, or what comes is not what the manifest names.
+    pub async fn blob(&self, blob: &Blob, limit: usize) -> Result<Bytes, RegistryError> {
         let what = What::Blob(blob.digest.clone());
         let ask = self.blob_ask(&what, blob, 0);
         let (host, _, bytes) = self.whole(&ask, limit).await?;
         if bytes.len() as u64 != blob.size {
             return Err(RegistryError::Length { host, what, expected: blob.size, found: bytes.len() as u64 });
         }
-        let found = unpack::digest(&bytes);
+        let found = Digest::of(&bytes);
         if found != blob.digest {
             return Err(RegistryError::Digest { host, what, expected: blob.digest.clone(), found });
         }
         Ok(bytes)
     }
 
-    /// Streams a blob; its length is checked here, its digest by who unpacks it.
-    pub(crate) async fn stream(
+    /// Streams a blob and tells `progress` the number of bytes that have come; the length is checked here, the digest by
+    /// who reads it.
+    ///
+    /// # Errors
+    /// When no endpoint gives it to its end, or the reader has dropped its end of the channel.
+    pub async fn stream(
         &self,
         blob: &Blob,
         sink: mpsc::Sender<Piece>,
-        report: &LayerReport<'_>,
+        progress: &(dyn Fn(u64) + Sync),
     ) -> Result<(), Stop> {
         let mut received = 0;
         let mut patience = self.transport.patience();
         loop {
             let before = received;
-            match self.stream_once(blob, &mut received, &sink, report).await {
+            match self.stream_once(blob, &mut received, &sink, progress).await {
                 Ok(()) => break,
                 Err(Stop::Registry(error)) => {
                     if received - before >= PROGRESS {
@@ -209,7 +239,7 @@ impl Session {
         blob: &Blob,
         received: &mut u64,
         sink: &mpsc::Sender<Piece>,
-        report: &LayerReport<'_>,
+        progress: &(dyn Fn(u64) + Sync),
     ) -> Result<(), Stop> {
         let what = What::Blob(blob.digest.clone());
         let (host, mut response) = self.round(&self.blob_ask(&what, blob, *received)).await?;
@@ -238,7 +268,7 @@ impl Session {
             if *received > blob.size {
                 return Err(length(*received).into());
             }
-            report.done(*received);
+            progress(*received);
             sink.send(Piece::Bytes(chunk)).await.map_err(|_| Stop::Refused)?;
         }
         // A connection that broke says so; this answer just ended.

@@ -147,7 +147,7 @@ fn map(value: &[u8]) -> Option<Vec<Extent>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tests::layer::pax_record as record;
+    use crate::testing::pax_record as record;
     use proptest::prelude::*;
 
     #[test]

@@ -7,8 +7,8 @@ use std::path::Path;
 use proptest::prelude::*;
 use tar::EntryType;
 
-use super::layer::{Entry, Tar};
 use crate::apply::{ApplyError, EntryError, apply};
+use crate::testing::{Entry, Tar};
 use crate::tree::{self, Tree};
 
 /// A layer's directory below one that must stay as it is.
@@ -33,7 +33,7 @@ impl Ground {
         self.layer().join(path)
     }
 
-    fn apply(&self, tar: Tar) -> Result<crate::usage::Amount, ApplyError> {
+    fn apply(&self, tar: Tar) -> Result<crate::amount::Amount, ApplyError> {
         let result = apply(tar.end().as_slice(), &Tree::open(&self.layer()).unwrap());
         self.check_outside();
         result

@@ -7,9 +7,9 @@ use flate2::bufread::MultiGzDecoder;
 use podwright_base::Digest;
 use sha2::{Digest as _, Sha256};
 
+use crate::amount::Amount;
 use crate::apply::{self, ApplyError};
 use crate::tree::Tree;
-use crate::usage::Amount;
 
 const BUFFER: usize = 64 << 10;
 const GZIP: &[u8] = &[0x1f, 0x8b];
@@ -52,17 +52,20 @@ pub struct ApplyFailure(ApplyError);
 
 /// What a layer has to turn out to be.
 #[derive(Debug, Clone)]
-pub(crate) struct Expected {
+pub struct Expected {
     /// Of the bytes as they come; a file's own bytes that nobody named have none.
-    pub(crate) blob: Option<Digest>,
+    pub blob: Option<Digest>,
     /// Of the bytes decompressed.
-    pub(crate) diff_id: Digest,
+    pub diff_id: Digest,
 }
 
 /// Unpacks a blob into an empty directory and checks both its digests.
 ///
 /// The directory holds unverified files until this returns; the caller throws it away on any error.
-pub(crate) fn unpack(blob: impl Read, expected: &Expected, directory: &Path) -> Result<Amount, UnpackError> {
+///
+/// # Errors
+/// When the stream breaks, is no layer, or is not the expected one.
+pub fn unpack(blob: impl Read, expected: &Expected, directory: &Path) -> Result<Amount, UnpackError> {
     let tree = Tree::open(directory).map_err(|error| UnpackError::Apply(ApplyFailure(ApplyError::Root(error))))?;
     let mut raw = Hashed::new(blob);
     let applied = decompress(&mut raw).map_err(UnpackError::Read).and_then(|plain| {
@@ -97,7 +100,10 @@ fn check(found: Digest, expected: &Digest) -> Result<(), UnpackError> {
 }
 
 /// Decompresses by what the bytes are: media types are wrong about compression often enough, and digests decide.
-pub(crate) fn decompress<'a>(mut blob: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>> {
+///
+/// # Errors
+/// When the first bytes cannot be read.
+pub fn decompress<'a>(mut blob: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>> {
     let mut head = Vec::with_capacity(4);
     blob.by_ref().take(4).read_to_end(&mut head)?;
     let (gzip, zstd) = (is_gzip(&head), is_zstd(&head));
@@ -120,7 +126,7 @@ fn is_zstd(head: &[u8]) -> bool {
 }
 
 /// Tells by its first four bytes whether a stream is compressed.
-pub(crate) fn is_compressed(head: &[u8]) -> bool {
+pub fn is_compressed(head: &[u8]) -> bool {
     is_gzip(head) || is_zstd(head)
 }
 
@@ -146,9 +152,4 @@ impl<R: Read> Read for Hashed<R> {
         self.hash.update(&buffer[..read]);
         Ok(read)
     }
-}
-
-/// Returns the digest of bytes in memory.
-pub(crate) fn digest(bytes: &[u8]) -> Digest {
-    Digest::from_sha256(&Sha256::digest(bytes).into())
 }

@@ -37,7 +37,10 @@ pub struct CredentialsError;
 
 impl Credentials {
     /// Returns user name and password for basic authentication, if there are any.
-    pub(crate) fn basic(&self) -> Result<Option<(String, String)>, CredentialsError> {
+    ///
+    /// # Errors
+    /// When `auth` is no pair in base64.
+    pub fn basic(&self) -> Result<Option<(String, String)>, CredentialsError> {
         if !self.username.is_empty() {
             return Ok(Some((self.username.clone(), self.password.clone())));
         }

@@ -198,7 +198,7 @@ impl RegistryError {
     }
 
     /// The error that decides.
-    pub(crate) fn decisive(&self) -> &Self {
+    pub fn decisive(&self) -> &Self {
         match self {
             Self::Several { last, .. } => last.decisive(),
             other => other,
@@ -206,7 +206,7 @@ impl RegistryError {
     }
 
     /// Tells whether another attempt may succeed.
-    pub(crate) fn is_transient(&self) -> bool {
+    pub fn is_transient(&self) -> bool {
         match self.decisive() {
             Self::Request { source, .. } => !is_certificate(source) && !source.is_redirect() && !source.is_builder(),
             Self::Broken { .. } | Self::Stalled { .. } => true,

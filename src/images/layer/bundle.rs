@@ -16,11 +16,13 @@ const MOST_LINKS: usize = 16;
 const LONGEST_DOCUMENT: u64 = 8 << 20;
 
 /// An open archive.
-pub(crate) struct Bundle {
+#[derive(Debug)]
+pub struct Bundle {
     file: Arc<File>,
     members: HashMap<Vec<u8>, Entry>,
 }
 
+#[derive(Debug)]
 enum Entry {
     File { offset: u64, size: u64 },
     Link(Vec<u8>),
@@ -28,7 +30,11 @@ enum Entry {
 
 /// Why an archive was not opened.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum BundleError {
+#[error(transparent)]
+pub struct BundleError(#[from] Cause);
+
+#[derive(Debug, thiserror::Error)]
+enum Cause {
     #[error("read it")]
     Read(#[source] io::Error),
     #[error("decompress it to {}", .0.display())]
@@ -39,13 +45,20 @@ pub(crate) enum BundleError {
 
 impl Bundle {
     /// Opens an archive; a compressed one is first decompressed to `temporary`, which is unlinked at once.
-    pub(crate) fn open(path: &Path, temporary: &Path) -> Result<Self, BundleError> {
-        let mut file = File::open(path).map_err(BundleError::Read)?;
+    ///
+    /// # Errors
+    /// When it cannot be read, decompressed, or is no tar archive.
+    pub fn open(path: &Path, temporary: &Path) -> Result<Self, BundleError> {
+        Ok(Self::index(path, temporary)?)
+    }
+
+    fn index(path: &Path, temporary: &Path) -> Result<Self, Cause> {
+        let mut file = File::open(path).map_err(Cause::Read)?;
         let mut head = [0; 4];
-        let read = file.read(&mut head).map_err(BundleError::Read)?;
-        file.seek(SeekFrom::Start(0)).map_err(BundleError::Read)?;
+        let read = file.read(&mut head).map_err(Cause::Read)?;
+        file.seek(SeekFrom::Start(0)).map_err(Cause::Read)?;
         if unpack::is_compressed(&head[..read]) {
-            file = decompress(file, temporary).map_err(|error| BundleError::Decompress(temporary.to_owned(), error))?;
+            file = decompress(file, temporary).map_err(|error| Cause::Decompress(temporary.to_owned(), error))?;
         }
         let mut members = HashMap::new();
         let mut archive = Members::new(BufReader::with_capacity(64 << 10, &file));
@@ -62,7 +75,7 @@ impl Bundle {
     }
 
     /// Returns a member's bytes as a stream and their number; links inside the archive are followed.
-    pub(crate) fn open_member(&self, name: &str) -> Option<(Section, u64)> {
+    pub fn open_member(&self, name: &str) -> Option<(Section, u64)> {
         let mut name = clean(name.as_bytes());
         for _ in 0..MOST_LINKS {
             match self.members.get(&name)? {
@@ -75,12 +88,13 @@ impl Bundle {
         None
     }
 
-    pub(crate) fn has(&self, name: &str) -> bool {
+    /// Tells whether there is such a member.
+    pub fn has(&self, name: &str) -> bool {
         self.open_member(name).is_some()
     }
 
-    /// Reads a whole document.
-    pub(crate) fn read(&self, name: &str) -> Option<io::Result<Vec<u8>>> {
+    /// Reads a whole document; `None` when there is none.
+    pub fn read(&self, name: &str) -> Option<io::Result<Vec<u8>>> {
         let (mut section, size) = self.open_member(name)?;
         if size > LONGEST_DOCUMENT {
             return Some(Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("{name} is {size} bytes long"))));
@@ -118,7 +132,8 @@ fn join(link: &[u8], target: &[u8]) -> Vec<u8> {
 }
 
 /// A stretch of a shared file.
-pub(crate) struct Section {
+#[derive(Debug)]
+pub struct Section {
     file: Arc<File>,
     offset: u64,
     left: u64,

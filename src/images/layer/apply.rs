@@ -16,10 +16,10 @@ use std::rc::Rc;
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
 
+use crate::amount::Amount;
 use crate::archive::{ArchiveError, Kind, Member, Members};
 use crate::sparse::Map;
 use crate::tree::{self, ParentError, Tree};
-use crate::usage::Amount;
 
 const WHITEOUT: &[u8] = b".wh.";
 /// AUFS's own files begin with it; of them only the opaque marker has a meaning elsewhere.

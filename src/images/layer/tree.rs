@@ -220,8 +220,11 @@ fn names(directory: &OwnedFd) -> io::Result<Vec<Vec<u8>>> {
     Ok(names)
 }
 
-/// Removes a directory tree by its path.
-pub(crate) fn remove_path(path: &Path) -> io::Result<()> {
+/// Removes whatever has this path, a directory with all that is below it; nothing there is fine.
+///
+/// # Errors
+/// When the disk refuses.
+pub fn remove_path(path: &Path) -> io::Result<()> {
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(Errno::INVAL.into());
     };

@@ -3,10 +3,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::layer::Tar;
 use crate::apply::apply;
-use crate::rootfs::{ReadFileError, read_file};
+use crate::testing::Tar;
 use crate::tree::Tree;
+use crate::view::{ReadFileError, read_file};
 
 fn layers(dir: &Path, tars: Vec<Tar>) -> Vec<PathBuf> {
     let mut paths = Vec::new();

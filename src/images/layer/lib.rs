@@ -1,0 +1,30 @@
+//! Layers: a blob's byte stream becomes a directory that overlayfs takes as a lower one.
+//!
+//! ```text
+//!   bytes ──► unpack (digests, decompression) ──► archive (tar; pax, sparse) ──► apply ──► tree (openat2)
+//!   a file ──► bundle (the members of an image archive, each readable on its own)
+//!   directories of several layers ──► view (what overlayfs would show, without a mount)
+//! ```
+//! Each layer directory stands alone: it is unpacked without looking at the layers below it, so that layers come in
+//! any order, side by side, and are shared by every image that names them.
+
+mod amount;
+mod apply;
+mod archive;
+mod bundle;
+mod pax;
+mod sparse;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+mod tree;
+mod unpack;
+mod view;
+
+pub use amount::Amount;
+pub use bundle::{Bundle, BundleError, Section};
+pub use tree::remove_path;
+pub use unpack::{ApplyFailure, Expected, UnpackError, decompress, is_compressed, unpack};
+pub use view::{ReadFileError, read_file};
+
+#[cfg(test)]
+mod tests;

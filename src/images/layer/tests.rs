@@ -1,0 +1,5 @@
+//! Tests that need archives of their own making.
+
+mod apply;
+mod archive;
+mod view;

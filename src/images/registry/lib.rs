@@ -1,0 +1,25 @@
+//! Registries: where an image is, who asks for it, and the bytes that come.
+//!
+//! ```text
+//!   reference ──► hosts (mirrors, TLS) ──► session (endpoints in turn, retries) ──► manifests, blobs
+//!                                             ├── client (connections)
+//!                                             └── auth (challenges, tokens) ◄── credentials
+//! ```
+//! It knows nothing of what manifests and layers hold: documents come verified by digest where there is one, blobs as
+//! streams of a checked length.
+
+mod auth;
+mod client;
+mod credentials;
+mod error;
+mod hosts;
+mod reference;
+mod session;
+
+pub use auth::AuthError;
+pub use client::ClientError;
+pub use credentials::{Credentials, CredentialsError};
+pub use error::{RegistryError, What};
+pub use hosts::{Endpoint, HostsError, Tls, endpoints};
+pub use reference::{Reference, ReferenceError, normalize};
+pub use session::{Blob, Document, Piece, Session, Stop, Transport};
