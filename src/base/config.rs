@@ -164,6 +164,10 @@ pub struct Registry {
     pub config_path: PathBuf,
     /// Layers fetched at once for one image.
     pub max_concurrent_layers: usize,
+    /// Bodies of blobs in flight on this node.
+    pub max_concurrent_transfers: usize,
+    /// Bodies of blobs in flight from one registry.
+    pub max_concurrent_transfers_per_registry: usize,
     /// Seconds without a byte after which a transfer is dropped and retried.
     pub stall_timeout_seconds: u64,
     /// Attempts for each request before its error is reported.
@@ -175,6 +179,8 @@ impl Default for Registry {
         Self {
             config_path: "/etc/podwright/registries.d".into(),
             max_concurrent_layers: 4,
+            max_concurrent_transfers: 16,
+            max_concurrent_transfers_per_registry: 8,
             stall_timeout_seconds: 30,
             attempts: 5,
         }

@@ -3,6 +3,7 @@
 //! ```text
 //!   reference ──► hosts (mirrors, TLS) ──► session (endpoints in turn, retries) ──► manifests, blobs
 //!                                             ├── client (connections)
+//!                                             ├── limits (bodies in flight)
 //!                                             └── auth (challenges, tokens) ◄── credentials
 //! ```
 //! It knows nothing of what manifests and layers hold: documents come verified by digest where there is one, blobs as
@@ -13,6 +14,7 @@ mod client;
 mod credentials;
 mod error;
 mod hosts;
+mod limits;
 mod reference;
 mod session;
 
@@ -21,5 +23,6 @@ pub use client::ClientError;
 pub use credentials::{Credentials, CredentialsError};
 pub use error::{RegistryError, What};
 pub use hosts::{Endpoint, HostsError, Tls, endpoints};
+pub use limits::{Limits, Permit};
 pub use reference::{Reference, ReferenceError, normalize};
 pub use session::{Blob, Document, Piece, Session, Stop, Transport};
