@@ -1,0 +1,1 @@
+MGQCMA6+zKQ4IcIWOwzV21b0gvTDcxmYRE+eiUqXAkOkBmUIsaOQa5+4cmljAF1sq5sBwAIwYP1o8u/4D/vkbiOqSC1ob8jr8XmFgSl3tjfwdsLdVmkC1NufAv41K0Wv+Hn/iLmB
