@@ -301,6 +301,7 @@ impl Node {
             max_concurrent_layers: 3,
             stall_timeout_seconds: 1,
             attempts: 3,
+            ..Config::default()
         };
         let images = Images::open(&layout(dir.path()), &config).unwrap();
         // No container is there from before.
