@@ -19,6 +19,8 @@ pub enum What {
     Manifest(String),
     /// A layer or a configuration.
     Blob(Digest),
+    /// The list of what was attached to a manifest.
+    Referrers(Digest),
 }
 
 impl fmt::Display for What {
@@ -26,6 +28,7 @@ impl fmt::Display for What {
         match self {
             Self::Manifest(named) => write!(f, "the manifest {named}"),
             Self::Blob(digest) => write!(f, "the blob {digest}"),
+            Self::Referrers(digest) => write!(f, "the referrers of {digest}"),
         }
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   reference ──► hosts (mirrors, TLS) ──► session (endpoints in turn, retries) ──► manifests, blobs
+//!                                             ├── attached (signatures, referrers)
 //!                                             ├── client (connections)
 //!                                             ├── limits (bodies in flight)
 //!                                             └── auth (challenges, tokens) ◄── credentials
@@ -9,6 +10,7 @@
 //! It knows nothing of what manifests and layers hold: documents come verified by digest where there is one, blobs as
 //! streams of a checked length.
 
+mod attached;
 mod auth;
 mod client;
 mod credentials;

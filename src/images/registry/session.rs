@@ -46,7 +46,7 @@ pub struct Transport {
 /// One pull's conversation with a registry and its mirrors.
 pub struct Session {
     transport: Arc<Transport>,
-    reference: Reference,
+    pub(crate) reference: Reference,
     credentials: Option<Credentials>,
     endpoints: Vec<Endpoint>,
     /// Endpoints that were out of reach while a later one answered.
@@ -97,15 +97,15 @@ impl From<RegistryError> for Stop {
     }
 }
 
-struct Ask<'a> {
-    what: &'a What,
+pub(crate) struct Ask<'a> {
+    pub(crate) what: &'a What,
     /// Below the endpoint's base.
-    path: String,
-    accept: Option<&'static str>,
+    pub(crate) path: String,
+    pub(crate) accept: Option<&'static str>,
     /// The first byte wanted.
-    offset: u64,
+    pub(crate) offset: u64,
     /// A tag is to be resolved.
-    resolve: bool,
+    pub(crate) resolve: bool,
 }
 
 /// Counts failures and pauses between them.
@@ -163,6 +163,11 @@ impl Session {
             Some(digest) => digest.as_str(),
             None => self.reference.tag().unwrap_or_default(),
         };
+        self.document(named, digest).await
+    }
+
+    /// Fetches what a tag or a digest names; a digest is verified.
+    pub(crate) async fn document(&self, named: &str, digest: Option<&Digest>) -> Result<Document, RegistryError> {
         let what = What::Manifest(named.to_owned());
         let ask = Ask {
             what: &what,
@@ -281,7 +286,11 @@ impl Session {
     }
 
     /// Fetches a whole body of bounded length.
-    async fn whole(&self, ask: &Ask<'_>, limit: usize) -> Result<(String, http::HeaderMap, Bytes), RegistryError> {
+    pub(crate) async fn whole(
+        &self,
+        ask: &Ask<'_>,
+        limit: usize,
+    ) -> Result<(String, http::HeaderMap, Bytes), RegistryError> {
         let mut patience = self.transport.patience();
         loop {
             let result = async {
