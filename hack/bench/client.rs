@@ -62,15 +62,7 @@ pub(crate) struct Client {
 impl Client {
     /// Connects, and pulls the image where it is missing.
     pub(crate) async fn connect(socket: &str, image: &str) -> anyhow::Result<Self> {
-        let path = socket.to_owned();
-        let connector = tower::service_fn(move |_| {
-            let path = path.clone();
-            async move { UnixStream::connect(path).await.map(TokioIo::new) }
-        });
-        let channel = Endpoint::from_static("http://localhost")
-            .connect_with_connector(connector)
-            .await
-            .with_context(|| format!("connect to {socket}"))?;
+        let channel = channel(socket).await?;
         let mut images = ImageServiceClient::new(channel.clone());
         let spec = ImageSpec { image: image.to_owned(), ..Default::default() };
         let status = ImageStatusRequest { image: Some(spec.clone()), ..Default::default() };
@@ -178,6 +170,28 @@ impl Client {
     }
 }
 
+/// Splits `NAME=SOCKET`.
+pub(crate) fn named(argument: &str) -> anyhow::Result<(&str, &str)> {
+    argument.split_once('=').with_context(|| format!("{argument:?} is not NAME=SOCKET"))
+}
+
+/// Connects to a socket that speaks gRPC.
+pub(crate) async fn channel(socket: &str) -> anyhow::Result<Channel> {
+    let path = socket.to_owned();
+    let connector = tower::service_fn(move |_| {
+        let path = path.clone();
+        async move { UnixStream::connect(path).await.map(TokioIo::new) }
+    });
+    let channel = Endpoint::from_static("http://localhost").connect_with_connector(connector).await;
+    channel.with_context(|| format!("connect to {socket}"))
+}
+
+/// The process that listens on a socket.
+pub(crate) async fn daemon(socket: &str) -> anyhow::Result<u32> {
+    let peer = UnixStream::connect(socket).await?.peer_cred()?;
+    Ok(peer.pid().context("the socket's owner has no pid")?.cast_unsigned())
+}
+
 fn mode(network: Network) -> NamespaceMode {
     match network {
         Network::Pod => NamespaceMode::Pod,
@@ -185,6 +199,7 @@ fn mode(network: Network) -> NamespaceMode {
     }
 }
 
-fn milliseconds(since: Instant) -> f64 {
+/// What has passed.
+pub(crate) fn milliseconds(since: Instant) -> f64 {
     since.elapsed().as_secs_f64() * 1e3
 }

@@ -5,9 +5,8 @@ use std::path::Path;
 
 use anyhow::Context;
 use serde::Serialize;
-use tokio::net::UnixStream;
 
-use crate::client::{Client, Network};
+use crate::client::{Client, Network, daemon};
 
 /// Commands, as the kernel cuts their names, that runtimes leave running for a pod.
 const OWN: [&str; 4] = ["podwright-shim", "containerd-shim", "conmon", "pause"];
@@ -27,8 +26,7 @@ pub(crate) struct Memory {
 
 /// Runs pods, measures, removes them.
 pub(crate) async fn measure(client: &mut Client, pods: usize) -> anyhow::Result<Memory> {
-    let listener = UnixStream::connect(client.socket()).await?;
-    let daemon = listener.peer_cred()?.pid().context("the socket's owner has no pid")?;
+    let daemon = daemon(client.socket()).await?;
     let before = available()?;
     let known = processes();
     let mut running = Vec::new();
@@ -50,7 +48,8 @@ pub(crate) async fn measure(client: &mut Client, pods: usize) -> anyhow::Result<
     Ok(memory)
 }
 
-fn processes() -> Vec<u32> {
+/// All processes of this host.
+pub(crate) fn processes() -> Vec<u32> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
 }

@@ -5,7 +5,8 @@ use std::fmt::Write;
 use serde::Serialize;
 
 use crate::client::Cycle;
-use crate::{Report, Runtime};
+use crate::pods::{Report, Runtime};
+use crate::pull::{Pull, Pulls};
 
 /// Durations in milliseconds.
 #[derive(Debug, Clone, Default, Serialize)]
@@ -27,14 +28,9 @@ impl Series {
 }
 
 /// Draws the report as a Markdown table: medians, with the 90th percentile in brackets.
-pub(crate) fn table(report: &Report) -> String {
-    let mut text = String::from("| ms, p50 (p90) |");
-    for runtime in &report.runtimes {
-        let _ = write!(text, " {} |", runtime.name);
-    }
-    text.push_str("\n|---|");
-    text.push_str(&"---:|".repeat(report.runtimes.len()));
-    text.push('\n');
+pub(crate) fn pods(report: &Report) -> String {
+    let names: Vec<&str> = report.runtimes.iter().map(|runtime| runtime.name.as_str()).collect();
+    let mut text = head("ms, p50 (p90)", &names);
     let pod = |runtime: &Runtime| runtime.pod_network.clone();
     let host = |runtime: &Runtime| runtime.host_network.clone();
     row(&mut text, report, "pod start (Run + Create + Start), pod network", |r| times(&pod(r), Cycle::until_started));
@@ -53,6 +49,37 @@ pub(crate) fn table(report: &Report) -> String {
         let _ = writeln!(text, "\nThe kernel's floor for a pod and a container: {p50:.1} ms ({p90:.1}).");
     }
     text
+}
+
+/// Draws a Markdown table of pulls: medians, with the least and the most in brackets, and as shares of the last runtime's.
+pub(crate) fn pulls(report: &[Pulls]) -> String {
+    let names: Vec<&str> = report.iter().map(|runtime| runtime.name.as_str()).collect();
+    let mut text = head("seconds, p50 (least–most), share", &names);
+    let Some(last) = report.last() else { return text };
+    let mut row = |name: &str, value: fn(&Pull) -> f64, digits: usize| {
+        let of = |runtime: &Pulls| Series::new(runtime.pulls.iter().map(value).collect());
+        let base = of(last).percentile(0.5);
+        let _ = write!(text, "| {name} |");
+        for runtime in report {
+            let series = of(runtime);
+            let (least, p50, most) = (series.percentile(0.0), series.percentile(0.5), series.percentile(1.0));
+            let _ = write!(text, " {p50:.digits$} ({least:.digits$}–{most:.digits$})");
+            let share = if base > 0.0 { format!(" {:.2} |", p50 / base) } else { " – |".to_owned() };
+            text.push_str(&share);
+        }
+        text.push('\n');
+    };
+    row("wall, until PullImage answers", |pull| pull.answered / 1e3, 2);
+    row("wall, until all is on disk", |pull| pull.synced / 1e3, 2);
+    row("processor time of the daemon and its children", |pull| pull.cpu / 1e3, 2);
+    #[allow(clippy::cast_precision_loss)] // far below 2^53
+    row("served by the registry, MB", |pull| pull.served as f64 / 1e6, 1);
+    text
+}
+
+/// The first two lines of a table.
+fn head(what: &str, names: &[&str]) -> String {
+    format!("| {what} | {} |\n|---|{}\n", names.join(" | "), "---:|".repeat(names.len()))
 }
 
 fn row(text: &mut String, report: &Report, name: &str, cell: impl Fn(&Runtime) -> String) {
