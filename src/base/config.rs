@@ -172,6 +172,10 @@ pub struct Registry {
     pub stall_timeout_seconds: u64,
     /// Attempts for each request before its error is reported.
     pub attempts: u32,
+    /// Bytes asked for at once beside the transfer of a large layer that comes slower than it is unpacked; 0: never.
+    pub range_bytes: u64,
+    /// Such ranges of one layer in flight.
+    pub max_ranges_per_layer: usize,
 }
 
 impl Default for Registry {
@@ -183,6 +187,8 @@ impl Default for Registry {
             max_concurrent_transfers_per_registry: 8,
             stall_timeout_seconds: 30,
             attempts: 5,
+            range_bytes: 8 << 20,
+            max_ranges_per_layer: 3,
         }
     }
 }

@@ -1,13 +1,19 @@
 //! Small blobs, manifests and configurations, kept by digest as in an OCI image layout.
 
-use std::fs::{self, File};
+use std::fs::{self, File, Metadata};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use podwright_base::Digest;
 
 use crate::places::Places;
+
+/// Extension of files with the bytes of a blob that have come so far.
+const PART: &str = "part";
+/// How long a part waits for its pull to be tried again.
+const LONGEST_WAIT: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// The blob directory and where its blobs are written first.
 #[derive(Debug)]
@@ -21,12 +27,21 @@ impl Content {
         Self { places, counter: AtomicU64::new(0) }
     }
 
-    /// Clears what was being written when the daemon was killed.
+    /// Clears what was being written when the daemon was killed; parts of blobs stay, unless they are old.
     pub(crate) fn sweep(&self) -> io::Result<()> {
         for entry in fs::read_dir(self.places.ingest())? {
-            fs::remove_file(entry?.path())?;
+            let entry = entry?;
+            let is_part = entry.path().extension().is_some_and(|extension| extension == PART);
+            if !is_part || is_old(&entry.metadata()?) {
+                fs::remove_file(entry.path())?;
+            }
         }
         Ok(())
+    }
+
+    /// Returns where the part of a blob is.
+    pub(crate) fn part(&self, blob: &Digest) -> PathBuf {
+        self.places.ingest().join(format!("{}.{PART}", blob.hex()))
     }
 
     /// Writes a blob, synced before it has its name; one that is there stays.
@@ -70,6 +85,11 @@ impl Content {
     pub(crate) fn temporary(&self, name: &str) -> PathBuf {
         self.places.ingest().join(format!("{}-{name}", self.counter.fetch_add(1, Ordering::Relaxed)))
     }
+}
+
+/// Tells whether nobody has added to a part for so long that its pull will not be tried again.
+fn is_old(metadata: &Metadata) -> bool {
+    metadata.modified().ok().and_then(|modified| modified.elapsed().ok()).is_some_and(|age| age > LONGEST_WAIT)
 }
 
 /// Writes a file beside its place, syncs it, and renames it into it: after a power cut it is there whole, or not.

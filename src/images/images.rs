@@ -14,7 +14,8 @@ use crate::join::Joint;
 use crate::load::{self, LoadError};
 use crate::places::Places;
 use crate::progress::PullProgress;
-use crate::pull::{PullError, Puller};
+use crate::pull::Puller;
+use crate::pull_error::PullError;
 use crate::store::{Collected, Lease, Store, StoreError};
 use crate::usage::Usage;
 

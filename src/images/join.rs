@@ -11,7 +11,7 @@ use tokio::task::AbortHandle;
 
 use crate::image::Image;
 use crate::progress::PullProgress;
-use crate::pull::PullError;
+use crate::pull_error::PullError;
 
 /// What makes pulls identical: the canonical name, and who is pulling.
 pub(crate) type Key = (String, Option<Credentials>);

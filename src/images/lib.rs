@@ -1,7 +1,8 @@
 //! Images: pulled from registries or loaded from files, unpacked into layers, and kept whole.
 //!
 //! ```text
-//!   registry (reference, hosts, session) ──► pull: manifest, platform, slots (one unpack per layer) ──► layer (unpack)
+//!   registry (reference, hosts, session) ──► pull: manifest, platform
+//!                                                └─► fetch: part (what has come), slots (one unpack per layer) ──► layer (unpack)
 //!   bundle (an archive's members) ─► load ──────────────────────────────────┘
 //!   store: image (records) · content (blobs) · snapshot (layer directories) · leases
 //! ```
@@ -10,15 +11,18 @@
 //! What is leased stays, whoever removes its image. [`Images`] is the whole face of the crate.
 
 mod content;
+mod fetch;
 mod image;
 mod images;
 mod join;
 mod load;
 mod manifest;
+mod part;
 mod places;
 mod platform;
 mod progress;
 mod pull;
+mod pull_error;
 mod slots;
 mod snapshot;
 mod store;
@@ -33,7 +37,7 @@ pub use podwright_registry::{
     Credentials, CredentialsError, Reference, ReferenceError, RegistryError, What, normalize,
 };
 pub use progress::{LayerProgress, LayerState, PullProgress};
-pub use pull::{PullClass, PullError};
+pub use pull_error::{PullClass, PullError};
 pub use store::{Collected, Lease, StoreError};
 pub use usage::Usage;
 

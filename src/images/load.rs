@@ -16,11 +16,12 @@ use podwright_registry::{Blob, Reference, ReferenceError};
 use serde::Deserialize;
 use tokio::sync::watch;
 
+use crate::fetch::{self, StageError};
 use crate::image::Image;
 use crate::manifest::{self, ManifestError, Parsed};
 use crate::platform::Host;
 use crate::progress::{LayerReport, LayerState, PullProgress};
-use crate::pull::{self, Puller, StageError};
+use crate::pull::{self, Puller};
 use crate::slots::Obtained;
 use crate::snapshot::Staged;
 use crate::store::{Candidate, StoreError};
@@ -342,7 +343,7 @@ async fn layers(
             let expected = Expected { blob: digest.clone(), diff_id: diff_id.clone() };
             let store = Arc::clone(&puller.store);
             blocking(move || {
-                pull::stage(&store, section, &expected).map_err(|error| match error {
+                fetch::stage(&store, section, &expected).map_err(|error| match error {
                     StageError::Unpack(source) => LoadError::Unpack { layer: expected.diff_id.clone(), source },
                     StageError::Io(source) => LoadError::Stage { layer: expected.diff_id.clone(), source },
                 })

@@ -5,6 +5,7 @@ mod load;
 mod pull;
 mod pull_auth;
 mod pull_faults;
+mod pull_resume;
 mod pull_tls;
 mod registry;
 mod store;

@@ -28,7 +28,7 @@ impl Session {
         let what = What::Referrers(digest.clone());
         let filter = artifact_type.replace('+', "%2B");
         let path = format!("{}/referrers/{digest}?artifactType={filter}", self.reference.repository());
-        let ask = Ask { what: &what, path, accept: Some(ACCEPT_INDEX), offset: 0, resolve: true };
+        let ask = Ask { what: &what, path, accept: Some(ACCEPT_INDEX), offset: 0, end: None, resolve: true };
         match self.whole(&ask, LONGEST_INDEX).await {
             Ok((_, _, bytes)) => Ok(Some(Document { digest: Digest::of(&bytes), bytes, media_type: None })),
             // A registry without the list: the specification puts it under a tag then.

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   reference ──► hosts (mirrors, TLS) ──► session (endpoints in turn, retries) ──► manifests, blobs
+//!                                             ├── transfer (a blob in order, resumed, in ranges)
 //!                                             ├── attached (signatures, referrers)
 //!                                             ├── client (connections)
 //!                                             ├── limits (bodies in flight)
@@ -19,6 +20,7 @@ mod hosts;
 mod limits;
 mod reference;
 mod session;
+mod transfer;
 
 pub use auth::AuthError;
 pub use client::ClientError;
@@ -27,4 +29,5 @@ pub use error::{RegistryError, What};
 pub use hosts::{Endpoint, HostsError, Tls, endpoints};
 pub use limits::{Limits, Permit};
 pub use reference::{Reference, ReferenceError, normalize};
-pub use session::{Blob, Document, Piece, Session, Stop, Transport};
+pub use session::{Blob, Document, Session, Transport};
+pub use transfer::{Piece, Reader, Stop};

@@ -10,18 +10,19 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::StatusCode;
-use http::header::{ACCEPT, AUTHORIZATION, CONTENT_RANGE, CONTENT_TYPE, HeaderValue, RANGE, RETRY_AFTER};
+use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue, RANGE, RETRY_AFTER};
 use podwright_base::Digest;
 use podwright_base::config::Registry as Config;
 use reqwest::{Response, Url};
-use tokio::sync::mpsc;
 
 use crate::auth::{Answers, AuthError, Realm};
 use crate::client::Clients;
 use crate::credentials::Credentials;
 use crate::error::{RegistryError, What};
 use crate::hosts::Endpoint;
+use crate::limits::Limits;
 use crate::reference::Reference;
+use crate::transfer::Ranges;
 
 /// What a registry is told that we understand.
 const ACCEPT_MANIFESTS: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
@@ -32,8 +33,6 @@ const LONGEST_MANIFEST: usize = 4 << 20;
 const LONGEST_ERROR: usize = 64 << 10;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(20);
-/// A transfer that brought this much before it broke is as good as new.
-const PROGRESS: u64 = 1 << 20;
 
 /// What all pulls share: connections, tokens, patience.
 pub struct Transport {
@@ -41,6 +40,8 @@ pub struct Transport {
     answers: Answers,
     attempts: u32,
     stall: Duration,
+    pub(crate) ranges: Ranges,
+    pub(crate) limits: Limits,
 }
 
 /// One pull's conversation with a registry and its mirrors.
@@ -73,30 +74,7 @@ pub struct Blob {
     pub size: u64,
 }
 
-/// A piece of a blob on its way to its reader; a channel that closes before the end is a transfer given up.
-#[derive(Debug)]
-pub enum Piece {
-    /// The next bytes.
-    Bytes(Bytes),
-    /// All have come.
-    End,
-}
-
-/// Why a stream stopped.
-#[derive(Debug)]
-pub enum Stop {
-    /// The reader takes no more: it knows why.
-    Refused,
-    /// The registry, or the way to it.
-    Registry(RegistryError),
-}
-
-impl From<RegistryError> for Stop {
-    fn from(error: RegistryError) -> Self {
-        Self::Registry(error)
-    }
-}
-
+/// One request.
 pub(crate) struct Ask<'a> {
     pub(crate) what: &'a What,
     /// Below the endpoint's base.
@@ -104,12 +82,14 @@ pub(crate) struct Ask<'a> {
     pub(crate) accept: Option<&'static str>,
     /// The first byte wanted.
     pub(crate) offset: u64,
+    /// Where to stop, before that byte.
+    pub(crate) end: Option<u64>,
     /// A tag is to be resolved.
     pub(crate) resolve: bool,
 }
 
 /// Counts failures and pauses between them.
-struct Patience {
+pub(crate) struct Patience {
     left: u32,
     pause: Duration,
 }
@@ -122,17 +102,19 @@ impl Transport {
             answers: Answers::default(),
             attempts: config.attempts.max(1),
             stall: Duration::from_secs(config.stall_timeout_seconds.max(1)),
+            ranges: Ranges { bytes: config.range_bytes, most: config.max_ranges_per_layer.max(1) },
+            limits: Limits::new(config),
         }
     }
 
-    fn patience(&self) -> Patience {
+    pub(crate) fn patience(&self) -> Patience {
         Patience { left: self.attempts, pause: FIRST_PAUSE }
     }
 }
 
 impl Patience {
     /// Waits before the next attempt; `false` when there is none to be made.
-    async fn again(&mut self, error: &RegistryError) -> bool {
+    pub(crate) async fn again(&mut self, error: &RegistryError) -> bool {
         self.left = self.left.saturating_sub(1);
         if self.left == 0 || !error.is_transient() {
             return false;
@@ -174,6 +156,7 @@ impl Session {
             path: format!("{}/manifests/{named}", self.reference.repository()),
             accept: Some(ACCEPT_MANIFESTS),
             offset: 0,
+            end: None,
             resolve: digest.is_none(),
         };
         let (host, response, bytes) = self.whole(&ask, LONGEST_MANIFEST).await?;
@@ -196,7 +179,7 @@ impl Session {
     /// When no endpoint gives it, or what comes is not what the manifest names.
     pub async fn blob(&self, blob: &Blob, limit: usize) -> Result<Bytes, RegistryError> {
         let what = What::Blob(blob.digest.clone());
-        let ask = self.blob_ask(&what, blob, 0);
+        let ask = Ask { what: &what, path: self.blob_path(blob), accept: None, offset: 0, end: None, resolve: false };
         let (host, _, bytes) = self.whole(&ask, limit).await?;
         if bytes.len() as u64 != blob.size {
             return Err(RegistryError::Length { host, what, expected: blob.size, found: bytes.len() as u64 });
@@ -208,81 +191,17 @@ impl Session {
         Ok(bytes)
     }
 
-    /// Streams a blob and tells `progress` the number of bytes that have come; the length is checked here, the digest by
-    /// who reads it.
-    ///
-    /// # Errors
-    /// When no endpoint gives it to its end, or the reader has dropped its end of the channel.
-    pub async fn stream(
-        &self,
-        blob: &Blob,
-        sink: mpsc::Sender<Piece>,
-        progress: &(dyn Fn(u64) + Sync),
-    ) -> Result<(), Stop> {
-        let mut received = 0;
-        let mut patience = self.transport.patience();
-        loop {
-            let before = received;
-            match self.stream_once(blob, &mut received, &sink, progress).await {
-                Ok(()) => break,
-                Err(Stop::Registry(error)) => {
-                    if received - before >= PROGRESS {
-                        patience = self.transport.patience();
-                    }
-                    if !patience.again(&error).await {
-                        return Err(error.into());
-                    }
-                }
-                refused @ Err(Stop::Refused) => return refused,
-            }
-        }
-        sink.send(Piece::End).await.map_err(|_| Stop::Refused)
+    pub(crate) fn blob_path(&self, blob: &Blob) -> String {
+        format!("{}/blobs/{}", self.reference.repository(), blob.digest)
     }
 
-    async fn stream_once(
-        &self,
-        blob: &Blob,
-        received: &mut u64,
-        sink: &mpsc::Sender<Piece>,
-        progress: &(dyn Fn(u64) + Sync),
-    ) -> Result<(), Stop> {
-        let what = What::Blob(blob.digest.clone());
-        let (host, mut response) = self.round(&self.blob_ask(&what, blob, *received)).await?;
-        let length =
-            |found| RegistryError::Length { host: host.clone(), what: what.clone(), expected: blob.size, found };
-        let partial = response.status() == StatusCode::PARTIAL_CONTENT;
-        let start = if partial { range_start(&response) } else { Some(0) };
-        // A server may send all of it again: what has come already is passed over.
-        let mut skip = match start {
-            Some(start) if start <= *received => *received - start,
-            _ => return Err(RegistryError::Range { host, what }.into()),
-        };
-        if let Some(announced) = response.content_length().filter(|_| !partial)
-            && announced != blob.size
-        {
-            return Err(length(announced).into());
-        }
-        while let Some(mut chunk) = self.chunk(&host, &mut response).await? {
-            let skipped = skip.min(chunk.len() as u64);
-            skip -= skipped;
-            let chunk = chunk.split_off(usize::try_from(skipped).unwrap_or(chunk.len()));
-            if chunk.is_empty() {
-                continue;
-            }
-            *received += chunk.len() as u64;
-            if *received > blob.size {
-                return Err(length(*received).into());
-            }
-            progress(*received);
-            sink.send(Piece::Bytes(chunk)).await.map_err(|_| Stop::Refused)?;
-        }
-        // A connection that broke says so; this answer just ended.
-        if *received < blob.size { Err(length(*received).into()) } else { Ok(()) }
+    pub(crate) fn transport(&self) -> &Transport {
+        &self.transport
     }
 
-    fn blob_ask<'a>(&self, what: &'a What, blob: &Blob, offset: u64) -> Ask<'a> {
-        let path = format!("{}/blobs/{}", self.reference.repository(), blob.digest);
-        Ask { what, path, accept: None, offset, resolve: false }
+    /// The registry of the reference, whichever endpoint stands in for it.
+    pub(crate) fn registry(&self) -> &str {
+        self.reference.registry()
     }
 
     /// Fetches a whole body of bounded length.
@@ -326,7 +245,7 @@ impl Session {
         Ok(body.into())
     }
 
-    async fn chunk(&self, host: &str, response: &mut Response) -> Result<Option<Bytes>, RegistryError> {
+    pub(crate) async fn chunk(&self, host: &str, response: &mut Response) -> Result<Option<Bytes>, RegistryError> {
         self.bounded(host, response.chunk())
             .await?
             .map_err(|source| RegistryError::Broken { host: host.to_owned(), source: source.without_url() })
@@ -340,7 +259,7 @@ impl Session {
     }
 
     /// Tries each endpoint once.
-    async fn round(&self, ask: &Ask<'_>) -> Result<(String, Response), RegistryError> {
+    pub(crate) async fn round(&self, ask: &Ask<'_>) -> Result<(String, Response), RegistryError> {
         let mut errors: Vec<RegistryError> = Vec::new();
         let mut out_of_reach = Vec::new();
         for (index, endpoint) in self.endpoints.iter().enumerate() {
@@ -438,8 +357,10 @@ impl Session {
         if let Some(accept) = ask.accept {
             request = request.header(ACCEPT, accept);
         }
-        if ask.offset > 0 {
-            request = request.header(RANGE, format!("bytes={}-", ask.offset));
+        match ask.end {
+            Some(end) => request = request.header(RANGE, format!("bytes={}-{}", ask.offset, end - 1)),
+            None if ask.offset > 0 => request = request.header(RANGE, format!("bytes={}-", ask.offset)),
+            None => {}
         }
         if let Some(header) = header {
             request = request.header(AUTHORIZATION, header);
@@ -457,10 +378,4 @@ fn host_and_port(url: &Url) -> String {
         (host, Some(port)) => format!("{host}:{port}"),
         (host, None) => host.to_owned(),
     }
-}
-
-/// `Content-Range: bytes 5-9/10` begins at 5.
-fn range_start(response: &Response) -> Option<u64> {
-    let range = response.headers().get(CONTENT_RANGE)?.to_str().ok()?;
-    range.strip_prefix("bytes ")?.split('-').next()?.trim().parse().ok()
 }

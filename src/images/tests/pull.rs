@@ -137,7 +137,7 @@ async fn a_layer_of_two_pulls_is_fetched_once() {
 #[tokio::test]
 async fn a_dropped_pull_leaves_nothing() {
     let (registry, node) = (Registry::start().await, Node::new());
-    let image = TestImage::new(vec![Layer::plain(Tar::default().file("big", vec![1; 1 << 20]))]);
+    let image = TestImage::new(vec![Layer::plain(Tar::default().file("big", vec![1; 900_000]))]);
     let name = registry.push("x", "v", &image);
     registry.fault(image.layers[0].digest().as_str(), Fault::Stall(700_000));
     let (progress, mut steps) = watch::channel(PullProgress::default());

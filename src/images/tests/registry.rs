@@ -4,8 +4,10 @@ use std::collections::HashMap;
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::{Arc, Mutex, Once};
+use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -42,6 +44,8 @@ pub(crate) enum Fault {
     Bytes(Vec<u8>),
     /// Everything, whatever range was asked for.
     NoRange,
+    /// The right answer, this many bytes at a time, slowly.
+    Drip(usize),
     /// The right answer, once this is true.
     Hold(watch::Receiver<bool>),
 }
@@ -184,9 +188,10 @@ impl Registry {
             let body = r#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest unknown"}]}"#;
             return respond(404, &[], body.into());
         };
-        let start =
-            asked.range.as_deref().and_then(|range| range.strip_prefix("bytes=")?.trim_end_matches('-').parse().ok());
-        good(fault, start.unwrap_or(0), &media_type, bytes).await
+        let range = asked.range.as_deref().and_then(|range| range.strip_prefix("bytes=")?.split_once('-'));
+        let start = range.map_or(0, |(start, _)| start.parse().unwrap());
+        let end = range.and_then(|(_, end)| end.parse().ok()).map_or(bytes.len(), |last: usize| last + 1);
+        good(fault, start..end, &media_type, bytes).await
     }
 
     fn refuse(&self, state: &State, asked: &Asked) -> Option<Response<Body>> {
@@ -227,18 +232,34 @@ impl Registry {
     }
 }
 
-async fn good(fault: Option<Fault>, start: usize, media_type: &str, bytes: Vec<u8>) -> Response<Body> {
-    let (mut whole, mut start) = (Bytes::from(bytes), start);
+async fn good(fault: Option<Fault>, range: Range<usize>, media_type: &str, bytes: Vec<u8>) -> Response<Body> {
+    let (mut whole, mut range) = (Bytes::from(bytes), range);
     let mut body: Option<Body> = None;
     match fault {
         Some(Fault::Status(status, headers, text)) => return respond(status, &headers, text.into()),
-        Some(Fault::Bytes(bytes)) => whole = bytes.into(),
-        Some(Fault::NoRange) => start = 0,
+        Some(Fault::Bytes(bytes)) => {
+            range = 0..bytes.len();
+            whole = bytes.into();
+        }
+        Some(Fault::NoRange) => range = 0..whole.len(),
+        Some(Fault::Drip(length)) => {
+            let rest = whole.slice(range.clone());
+            let pieces = stream::unfold(rest, move |mut rest| async move {
+                if rest.is_empty() {
+                    return None;
+                }
+                // As slow as a distant registry: whoever reads is done long before.
+                tokio::time::sleep(Duration::from_millis(3)).await;
+                let piece = rest.split_to(length.min(rest.len()));
+                Some((Ok(Frame::data(piece)), rest))
+            });
+            body = Some(BodyExt::boxed_unsync(StreamBody::new(pieces)));
+        }
         Some(Fault::Hold(mut held)) => {
             held.wait_for(|open| *open).await.unwrap();
         }
         Some(Fault::Break(length)) => {
-            let part = whole.slice(start..(start + length).min(whole.len()));
+            let part = whole.slice(range.start..(range.start + length).min(range.end));
             let pieces = stream::unfold(Some(Some(part)), async |step| match step {
                 Some(Some(part)) => Some((Ok(Frame::data(part)), Some(None))),
                 Some(None) => {
@@ -251,7 +272,7 @@ async fn good(fault: Option<Fault>, start: usize, media_type: &str, bytes: Vec<u
             body = Some(BodyExt::boxed_unsync(StreamBody::new(pieces)));
         }
         Some(Fault::Stall(length)) => {
-            let part = whole.slice(start..(start + length).min(whole.len()));
+            let part = whole.slice(range.start..(range.start + length).min(range.end));
             let pieces = stream::unfold(Some(part), async |part| match part {
                 Some(part) => Some((Ok(Frame::data(part)), None)),
                 None => std::future::pending().await,
@@ -260,15 +281,16 @@ async fn good(fault: Option<Fault>, start: usize, media_type: &str, bytes: Vec<u
         }
         None => {}
     }
-    let rest = whole.slice(start..);
+    let partial = range.len() < whole.len();
     let mut response = Response::builder()
-        .status(if start > 0 { StatusCode::PARTIAL_CONTENT } else { StatusCode::OK })
+        .status(if partial { StatusCode::PARTIAL_CONTENT } else { StatusCode::OK })
         .header("content-type", media_type)
-        .header("content-length", rest.len());
-    if start > 0 {
-        response = response.header("content-range", format!("bytes {start}-{}/{}", whole.len() - 1, whole.len()));
+        .header("content-length", range.len());
+    if partial {
+        let (first, last) = (range.start, range.end - 1);
+        response = response.header("content-range", format!("bytes {first}-{last}/{}", whole.len()));
     }
-    response.body(body.unwrap_or_else(|| full(rest))).unwrap()
+    response.body(body.unwrap_or_else(|| full(whole.slice(range)))).unwrap()
 }
 
 fn full(bytes: Bytes) -> Body {
@@ -295,14 +317,20 @@ pub(crate) struct Node {
 
 impl Node {
     pub(crate) fn new() -> Self {
+        Self::with(|_| ())
+    }
+
+    /// A node whose configuration differs.
+    pub(crate) fn with(configure: impl FnOnce(&mut Config)) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let config = Config {
+        let mut config = Config {
             config_path: dir.path().join("certs.d"),
             max_concurrent_layers: 3,
             stall_timeout_seconds: 1,
             attempts: 3,
             ..Config::default()
         };
+        configure(&mut config);
         let images = Images::open(&layout(dir.path()), &config).unwrap();
         // No container is there from before.
         images.collect().unwrap();

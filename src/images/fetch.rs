@@ -1,0 +1,201 @@
+//! The layers of a pull: side by side, each fetched and unpacked once, whoever else needs it.
+
+use std::collections::HashSet;
+use std::io::{self, Read};
+use std::sync::Arc;
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use podwright_base::Digest;
+use podwright_layer::{Expected, UnpackError};
+use podwright_registry::{Blob, Piece, Reader, Session, Stop};
+use tokio::sync::{Semaphore, mpsc, watch};
+
+use crate::part::{Feed, Part};
+use crate::progress::{LayerReport, LayerState, PullProgress};
+use crate::pull::{Puller, waiting};
+use crate::pull_error::PullError;
+use crate::slots::Obtained;
+use crate::snapshot::Staged;
+use crate::store::Store;
+
+/// Pieces of a layer that wait for the unpacker: some hundred kilobytes at what a connection reads at once.
+const PIECES: usize = 16;
+
+/// What brings the layers of one image.
+pub(crate) struct Fetch<'a> {
+    pub(crate) puller: &'a Puller,
+    pub(crate) session: &'a Arc<Session>,
+    /// The image, for errors.
+    pub(crate) name: &'a str,
+}
+
+/// Lives as long as a thread unpacks: when the last is gone, nobody writes any more.
+type Busy = mpsc::Sender<()>;
+
+impl Fetch<'_> {
+    /// Brings all layers, each once, some at a time. The first failure stops the others, and is told when they have
+    /// stopped.
+    pub(crate) async fn layers(
+        &self,
+        blobs: &[Blob],
+        diff_ids: &[Digest],
+        progress: &watch::Sender<PullProgress>,
+    ) -> Result<Vec<Arc<Staged>>, PullError> {
+        progress.send_replace(waiting(blobs));
+        let permits = Semaphore::new(self.puller.concurrency);
+        let (busy, mut idle) = mpsc::channel(1);
+        let mut seen = HashSet::new();
+        let each = blobs.iter().zip(diff_ids).enumerate().map(|(index, (blob, diff_id))| {
+            let is_first = seen.insert(diff_id);
+            let report = LayerReport::new(progress, index);
+            let (permits, busy) = (&permits, busy.clone());
+            async move {
+                if is_first {
+                    return self.layer(blob, diff_id, permits, &report, &busy).await;
+                }
+                report.state(LayerState::Present);
+                Ok(None)
+            }
+        });
+        let mut running: FuturesUnordered<_> = each.collect();
+        let mut all = Vec::new();
+        let failed = loop {
+            match running.next().await {
+                None => break None,
+                Some(Ok(staged)) => all.extend(staged),
+                Some(Err(error)) => break Some(error),
+            }
+        };
+        drop((running, busy));
+        let Some(error) = failed else { return Ok(all) };
+        idle.recv().await;
+        let discarded =
+            tokio::task::spawn_blocking(move || all.into_iter().filter_map(Arc::into_inner).for_each(Staged::discard));
+        if discarded.await.is_err() {
+            return Err(self.aborted());
+        }
+        Err(error)
+    }
+
+    async fn layer(
+        &self,
+        blob: &Blob,
+        diff_id: &Digest,
+        permits: &Semaphore,
+        report: &LayerReport<'_>,
+        busy: &Busy,
+    ) -> Result<Option<Arc<Staged>>, PullError> {
+        let fetch = async || {
+            // The semaphore is never closed.
+            let _permit = permits.acquire().await;
+            self.fetch(blob, diff_id, report, busy).await
+        };
+        match self.puller.slots.obtain(&self.puller.store, diff_id, fetch).await? {
+            Obtained::Present => {
+                report.state(LayerState::Present);
+                Ok(None)
+            }
+            Obtained::Staged(staged) => {
+                report.state(LayerState::Done);
+                Ok(Some(staged))
+            }
+        }
+    }
+
+    /// Fetches and unpacks one layer, from where its part ends. When what a part holds turns out to be damaged, all of
+    /// the layer is fetched.
+    async fn fetch(
+        &self,
+        blob: &Blob,
+        diff_id: &Digest,
+        report: &LayerReport<'_>,
+        busy: &Busy,
+    ) -> Result<Arc<Staged>, PullError> {
+        loop {
+            report.state(LayerState::Downloading);
+            let place = self.puller.store.content().part(&blob.digest);
+            let part = self.puller.parts.take(blob, place, false).await;
+            let part = part.map_err(|source| self.staging(blob, StageError::Io(source)))?;
+            let resumed = part.resumed();
+            match self.transfer(blob, diff_id, part, report, busy).await {
+                Err(PullError::Unpack { source, .. }) if resumed > 0 => {
+                    let error: &dyn std::error::Error = &source;
+                    tracing::warn!(error, layer = %blob.digest, resumed, "a part was damaged: all of the layer is fetched");
+                }
+                result => return result,
+            }
+        }
+    }
+
+    /// Streams a blob into a thread that unpacks it.
+    async fn transfer(
+        &self,
+        blob: &Blob,
+        diff_id: &Digest,
+        part: Part,
+        report: &LayerReport<'_>,
+        busy: &Busy,
+    ) -> Result<Arc<Staged>, PullError> {
+        let (sink, receiver) = mpsc::channel::<Piece>(PIECES);
+        let expected = Expected { blob: Some(blob.digest.clone()), diff_id: diff_id.clone() };
+        let (store, busy, resumed) = (Arc::clone(&self.puller.store), busy.clone(), part.resumed());
+        let unpacking = tokio::task::spawn_blocking(move || {
+            let _busy = busy;
+            unpack(&store, Feed::new(part, receiver), &expected)
+        });
+        let reader = Reader { sink, progress: &|bytes| report.done(bytes) };
+        let fetched = self.session.stream(blob, resumed, &reader).await;
+        drop(reader);
+        if fetched.is_ok() {
+            report.state(LayerState::Unpacking);
+        }
+        let unpacked = unpacking.await.map_err(|_| self.aborted())?;
+        match fetched {
+            // The unpacker saw only that the stream ended.
+            Err(Stop::Registry(source)) => Err(PullError::Registry { reference: self.name.to_owned(), source }),
+            Ok(()) | Err(Stop::Refused) => unpacked.map_err(|error| self.staging(blob, error)),
+        }
+    }
+
+    fn staging(&self, blob: &Blob, error: StageError) -> PullError {
+        let (reference, layer) = (self.name.to_owned(), blob.digest.clone());
+        match error {
+            StageError::Unpack(source) => PullError::Unpack { reference, layer, source },
+            StageError::Io(source) => PullError::Stage { reference, layer, source },
+        }
+    }
+
+    fn aborted(&self) -> PullError {
+        PullError::Aborted { reference: self.name.to_owned() }
+    }
+}
+
+/// Unpacks what comes. The part stays only when the transfer was given up: then the rest may come later.
+fn unpack(store: &Store, mut feed: Feed, expected: &Expected) -> Result<Arc<Staged>, StageError> {
+    let staged = stage(store, &mut feed, expected);
+    let (part, given_up) = feed.into_part();
+    if staged.is_ok() || !given_up {
+        part.remove();
+    }
+    staged
+}
+
+/// Why a layer was not staged.
+pub(crate) enum StageError {
+    Unpack(UnpackError),
+    Io(io::Error),
+}
+
+/// Unpacks a stream into a staged layer; a failed one is removed before this returns.
+pub(crate) fn stage(store: &Store, blob: impl Read, expected: &Expected) -> Result<Arc<Staged>, StageError> {
+    let staged = store.layers().stage(&expected.diff_id).map_err(StageError::Io)?;
+    let unpacked = podwright_layer::unpack(blob, expected, staged.directory()).map_err(StageError::Unpack);
+    match unpacked.and_then(|amount| staged.finish(amount).map_err(StageError::Io)) {
+        Ok(()) => Ok(Arc::new(staged)),
+        Err(error) => {
+            staged.discard();
+            Err(error)
+        }
+    }
+}
