@@ -13,6 +13,8 @@ use crate::mount_options::MountOptions;
 
 /// Where a pod's containers share memory.
 const SHM: &str = "/dev/shm";
+/// The option of an overlay that lists its lower directories.
+const LOWER: &str = "lowerdir";
 
 /// What mounts depend on besides the list.
 pub(crate) struct Surroundings<'a> {
@@ -52,6 +54,7 @@ fn mount(mount: &Mount, field: &str, around: &Surroundings<'_>) -> Result<wire::
         }
         // Size and mode are the pod's: it was mounted when the pod was made.
         Some("tmpfs") if around.shares_shm && target == SHM => Kind::Shm(wire::ShmMount {}),
+        Some("overlay") if options.fs.iter().any(|option| option.key == LOWER) => overlay(options.fs.clone(), field)?,
         Some("" | "none") | None => return Err(missing(format!("{field}.type"))),
         Some(fs_type) => Kind::Fs(file_system(mount, field, fs_type, &options)?),
     };
@@ -63,6 +66,31 @@ fn bind(mount: &Mount, field: &str, options: &MountOptions) -> Result<Kind, Comp
     let source = mount.source().as_ref().ok_or_else(|| missing(format!("{field}.source")))?;
     let source = absolute(source, &format!("{field}.source"))?;
     Ok(Kind::Bind(wire::BindMount { source, recursive: options.bind.unwrap_or(false) }))
+}
+
+/// An overlay's lower directories are taken apart: together they may be longer than what the kernel takes as one option.
+fn overlay(options: Vec<wire::FsOption>, field: &str) -> Result<Kind, CompileError> {
+    let (lower, others): (Vec<_>, Vec<_>) = options.into_iter().partition(|option| option.key == LOWER);
+    let lower: Vec<String> = lower.iter().flat_map(|option| split_lower(&option.value)).collect();
+    for path in &lower {
+        absolute(Path::new(path), &format!("{field}.options[{LOWER}]"))?;
+    }
+    Ok(Kind::Overlay(wire::OverlayMount { lower, options: others }))
+}
+
+/// Splits a list of directories at its colons; a backslash takes the meaning from what follows it.
+fn split_lower(list: &str) -> Vec<String> {
+    let (mut paths, mut path) = (Vec::new(), String::new());
+    let mut chars = list.chars();
+    while let Some(char) = chars.next() {
+        match char {
+            ':' => paths.push(std::mem::take(&mut path)),
+            '\\' => path.extend(chars.next()),
+            other => path.push(other),
+        }
+    }
+    paths.push(path);
+    paths
 }
 
 fn file_system(
@@ -134,6 +162,21 @@ mod tests {
         assert_eq!(compile(json, true).unwrap().kind, Some(Kind::Shm(wire::ShmMount {})));
         let Some(Kind::Fs(tmpfs)) = compile(json, false).unwrap().kind else { panic!("a tmpfs of its own") };
         assert_eq!((tmpfs.source.as_str(), tmpfs.options.len()), ("shm", 2));
+    }
+
+    #[test]
+    fn an_overlay_is_taken_apart() {
+        let json = r#"{"destination": "/data", "type": "overlay", "source": "overlay",
+            "options": ["ro", "lowerdir=/l/a\\:b:/l/c\\\\d/e", "index=off", "userxattr"]}"#;
+        let mount = compile(json, true).unwrap();
+        let Some(Kind::Overlay(overlay)) = mount.kind else { panic!("an overlay") };
+        assert_eq!(overlay.lower, ["/l/a:b", r"/l/c\d/e"]);
+        assert_eq!(overlay.options.iter().map(|option| &*option.key).collect::<Vec<_>>(), ["index", "userxattr"]);
+        assert!(mount.attrs.unwrap().readonly);
+        let relative = compile(&json.replace(":/l/c", ":l/c"), true).unwrap_err();
+        assert!(relative.contains("mounts[3].options[lowerdir]") && relative.contains("not absolute"), "{relative}");
+        let json = json.replace("lowerdir", "upperdir");
+        assert!(matches!(compile(&json, true).unwrap().kind, Some(Kind::Fs(_))), "the kernel says what it needs");
     }
 
     #[test]

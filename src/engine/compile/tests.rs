@@ -44,7 +44,9 @@ const SPEC: &str = r#"{
             "options": ["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]},
         {"destination": "/etc/hosts", "type": "bind", "source": "/run/podwright/pods/p/hosts",
             "options": ["rbind", "rprivate", "rw"]},
-        {"destination": "/data", "type": "bind", "source": "/var/data", "options": ["rbind", "rslave", "rro"]}
+        {"destination": "/data", "type": "bind", "source": "/var/data", "options": ["rbind", "rslave", "rro"]},
+        {"destination": "/image", "type": "overlay", "source": "overlay",
+            "options": ["ro", "rprivate", "lowerdir=/var/lib/podwright/layers/top/etc:/var/lib/podwright/layers/base/etc"]}
     ],
     "annotations": {"io.kubernetes.cri.container-type": "container"},
     "linux": {

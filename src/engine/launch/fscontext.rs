@@ -5,6 +5,8 @@ use std::os::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 
+use crate::failure::Failure;
+
 /// A file system that is being configured.
 #[derive(Debug)]
 pub(crate) struct FsContext(OwnedFd);
@@ -31,8 +33,13 @@ impl FsContext {
         rustix::mount::fsmount(&self.0, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
     }
 
+    /// Makes the failure of a step that the file system was asked for, with its own words on it.
+    pub(crate) fn refused(&self, step: &str, subject: &str, errno: Errno) -> Failure {
+        Failure::launch(step, subject, errno).with_detail(self.words())
+    }
+
     /// What the file system has said since the last call: its own reason for an error, empty when it gave none.
-    pub(crate) fn words(&self) -> String {
+    fn words(&self) -> String {
         let mut words = Vec::new();
         let mut message = [0; 1024];
         while let Ok(length @ 1..) = rustix::io::read(&self.0, &mut message) {

@@ -26,6 +26,7 @@ mod init;
 mod inroot;
 mod masks;
 mod mounts;
+mod overlay;
 mod pending;
 mod pod;
 mod program;

@@ -12,6 +12,7 @@ use rustix::mount::{MountAttrFlags, MountPropagationFlags, MoveMountFlags, move_
 use crate::failure::{Failure, Named};
 use crate::fscontext::FsContext;
 use crate::inroot::{Kind, Root};
+use crate::overlay;
 use crate::sources::Source;
 
 /// Makes one mount of a plan and attaches it at its target.
@@ -27,11 +28,15 @@ pub(crate) fn make(root: Root<'_>, mount: &Mount, source: Source) -> Result<(), 
             attach(root, &tree, &mount.target)
         }
         Source::Made => {
+            let propagation = Change { propagation: propagation_of(mount.propagation()), ..Change::default() };
             let made = match &mount.kind {
                 Some(mount::Kind::Fs(fs)) => make_fs(fs, &wanted, &mount.target)?,
+                Some(mount::Kind::Overlay(overlay)) => {
+                    let attributes = Change { set: flags_of(&wanted), ..propagation };
+                    return overlay::make(root, overlay, &mount.target, attributes);
+                }
                 _ => make_fs(&FsMount { fs_type: "cgroup2".into(), ..FsMount::default() }, &wanted, &mount.target)?,
             };
-            let propagation = Change { propagation: propagation_of(mount.propagation()), ..Change::default() };
             change(&made, propagation).in_child("set mount propagation", &mount.target)?;
             attach(root, &made, &mount.target)
         }
@@ -60,8 +65,7 @@ fn kind_of(tree: &OwnedFd) -> Result<Kind, Errno> {
 
 fn make_fs(fs: &FsMount, attrs: &MountAttrs, target: &str) -> Result<OwnedFd, Failure> {
     let context = FsContext::open(&fs.fs_type).in_child("open file system", &fs.fs_type)?;
-    let named =
-        |step: &str, subject: &str, errno: Errno| Failure::launch(step, subject, errno).with_detail(context.words());
+    let named = |step, subject: &str, errno| context.refused(step, subject, errno);
     let source = if fs.source.is_empty() { &fs.fs_type } else { &fs.source };
     context.set_string("source", source).map_err(|errno| named("set mount source", source, errno))?;
     for option in &fs.options {

@@ -15,7 +15,7 @@ use crate::failure::{Failure, Named};
 use crate::fscontext::FsContext;
 
 /// The longest data that mount(2) takes: a page.
-const PAGE: usize = 4096;
+pub(crate) const PAGE: usize = 4096;
 
 /// Gives every mount of the calling process's namespace a propagation type.
 pub(crate) fn propagate(propagation: MountPropagationFlags) -> Result<(), Errno> {
@@ -46,21 +46,17 @@ fn detached(plan: &Rootfs) -> Result<Option<OwnedFd>, Failure> {
         match context.set_string("lowerdir+", lower) {
             Ok(()) => {}
             Err(Errno::INVAL) if position == 0 => return Ok(None),
-            Err(errno) => return Err(refused(&context, "add layer", lower, errno)),
+            Err(errno) => return Err(context.refused("add layer", lower, errno)),
         }
     }
     rustix::process::chdir(&*plan.writable_dir).in_child("enter writable layer", &plan.writable_dir)?;
     for (key, dir) in [("upperdir", "upper"), ("workdir", "work")] {
-        context.set_string(key, dir).map_err(|errno| refused(&context, "set overlay option", key, errno))?;
+        context.set_string(key, dir).map_err(|errno| context.refused("set overlay option", key, errno))?;
     }
     match context.mount(MountAttrFlags::empty()) {
         Ok(overlay) => Ok(Some(overlay)),
-        Err(errno) => Err(refused(&context, "mount overlay", &plan.writable_dir, errno)),
+        Err(errno) => Err(context.refused("mount overlay", &plan.writable_dir, errno)),
     }
-}
-
-fn refused(context: &FsContext, step: &str, subject: &str, errno: Errno) -> Failure {
-    Failure::launch(step, subject, errno).with_detail(context.words())
 }
 
 /// mount(2) in the container's own namespace, on the directory of the writable layer, which nothing there needs by name.
@@ -79,18 +75,20 @@ fn classic(plan: &Rootfs) -> Result<OwnedFd, Failure> {
 }
 
 fn classic_options(plan: &Rootfs) -> String {
-    let escaped = |name: &str| {
-        name.chars().fold(String::new(), |mut text, c| {
-            if matches!(c, '\\' | ':' | ',') {
-                text.push('\\');
-            }
-            text.push(c);
-            text
-        })
-    };
     let lower: Vec<_> = plan.lower.iter().map(|name| escaped(name)).collect();
     let writable = escaped(&plan.writable_dir);
     format!("lowerdir={},upperdir={writable}/upper,workdir={writable}/work", lower.join(":"))
+}
+
+/// Writes a value so that neither mount(2) nor overlayfs ends it early.
+pub(crate) fn escaped(value: &str) -> String {
+    value.chars().fold(String::new(), |mut text, c| {
+        if matches!(c, '\\' | ':' | ',') {
+            text.push('\\');
+        }
+        text.push(c);
+        text
+    })
 }
 
 /// Attaches a mount over the root of the calling process's mount namespace.

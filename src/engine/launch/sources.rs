@@ -47,7 +47,7 @@ fn open(pod: &Pod, plan: &ContainerPlan, mount: &Mount) -> Result<Source, Failur
             }
             views => open_views(views).map(Source::Views),
         },
-        Some(mount::Kind::Fs(_)) => Ok(Source::Made),
+        Some(mount::Kind::Fs(_) | mount::Kind::Overlay(_)) => Ok(Source::Made),
         None => Err(Failure::plan("mount", &mount.target, "a mount of no kind")),
     }
 }

@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use nix::mount::{MsFlags, mount, umount2};
-use podwright_plan::wire::{Cause, Mount, MountAttrs, Propagation};
+use podwright_plan::wire::{Cause, Mount, MountAttrs, OverlayMount, Propagation, mount as wire};
+use rustix::fs::{CWD, FileType, Mode, mknodat};
 use rustix::io::Errno;
 
 use crate::Case;
@@ -13,6 +14,9 @@ pub(crate) const CASES: &[Case] = &[
     ("a_volume_is_writable_and_a_read_only_one_not", a_volume_is_writable_and_a_read_only_one_not),
     ("recursive_read_only_reaches_below", recursive_read_only_reaches_below),
     ("a_missing_source_is_named", a_missing_source_is_named),
+    ("an_overlay_shows_its_layers_and_takes_no_writes", an_overlay_shows_its_layers_and_takes_no_writes),
+    ("an_overlay_is_of_any_depth_and_many_layers", an_overlay_is_of_any_depth_and_many_layers),
+    ("a_missing_layer_of_an_overlay_is_named", a_missing_layer_of_an_overlay_is_named),
     ("mounts_of_the_host_travel_as_asked", mounts_of_the_host_travel_as_asked),
     ("mounts_of_a_container_travel_as_asked", mounts_of_a_container_travel_as_asked),
 ];
@@ -82,6 +86,69 @@ fn a_missing_source_is_named() {
     let failure = fixture.fail(&plan);
     let seen = (failure.cause, &*failure.step, &*failure.subject, failure.kernel_error());
     assert_eq!(seen, (Cause::LaunchFailed, "open bind source", missing.to_str().unwrap(), Some(Errno::NOENT)));
+    fixture.finish();
+}
+
+fn overlay(layers: &[&Path], target: &str) -> Mount {
+    let lower = layers.iter().map(|layer| layer.to_str().unwrap().into()).collect();
+    Mount {
+        kind: Some(wire::Kind::Overlay(OverlayMount { lower, options: Vec::new() })),
+        target: target.into(),
+        attrs: Some(MountAttrs { readonly: true, ..MountAttrs::default() }),
+        ..Mount::default()
+    }
+}
+
+fn an_overlay_shows_its_layers_and_takes_no_writes() {
+    let fixture = Fixture::new();
+    let layers = fixture.path("layers");
+    let (top, base) = (layers.join("top"), layers.join("base"));
+    std::fs::create_dir(top.join("bin")).unwrap();
+    mknodat(CWD, top.join("bin/awk"), FileType::CharacterDevice, Mode::empty(), 0).unwrap();
+    let script = "cat /data/etc/layer; echo; /data/bin/busybox ls /data/bin/awk 2>&1; (echo x > /data/new) 2>&1; \
+        mount -o remount,rw /data 2>&1; (echo x > /data/new) 2>&1; grep -c ' /data ' /proc/self/mountinfo";
+    let mut plan = fixture.plan("c", script);
+    plan.process.as_mut().unwrap().capabilities = Some(everything());
+    plan.mounts.push(overlay(&[&top, &base], "/data"));
+    let running = fixture.start(&plan).unwrap();
+    fixture.assert_no_mounts();
+    let ended = running.end();
+    let lines: Vec<_> = ended.stdout.lines().collect();
+    assert_eq!(lines.len(), 6, "{ended:?}");
+    assert_eq!((lines[0], lines[5]), ("top", "1"), "{lines:?}");
+    assert!(lines[1].contains("No such file"), "{lines:?}");
+    assert!(lines[2].contains("Read-only file system") && lines[4].contains("Read-only file system"), "{lines:?}");
+    fixture.finish();
+}
+
+fn an_overlay_is_of_any_depth_and_many_layers() {
+    let fixture = Fixture::new();
+    // Longer than one option takes, and more of them than fit into one page.
+    let deep = format!("{0}/{0}", "d".repeat(200));
+    let layers: Vec<_> = (0..200).map(|number| fixture.path(&format!("many/{number}/{deep}"))).collect();
+    for (number, layer) in layers.iter().enumerate() {
+        std::fs::write(layer.join("top"), number.to_string()).unwrap();
+        std::fs::write(layer.join(number.to_string()), "").unwrap();
+    }
+    let layers: Vec<_> = layers.iter().map(|path| path.as_path()).collect();
+    let mut plan = fixture.plan("c", "ls /data | wc -l; cat /data/top");
+    plan.mounts.push(overlay(&layers, "/data"));
+    let ended = fixture.run(&plan);
+    assert_eq!(ended.stdout, "201\n0", "{}", ended.stderr);
+    fixture.finish();
+}
+
+fn a_missing_layer_of_an_overlay_is_named() {
+    let fixture = Fixture::new();
+    let (base, missing) = (fixture.path("layers/base"), fixture.dir.path().join("missing"));
+    let mut plan = fixture.plan("c", "true");
+    plan.mounts.push(overlay(&[&base, &missing], "/data"));
+    let failure = fixture.fail(&plan);
+    let seen = (failure.cause, &*failure.step, &*failure.subject, failure.kernel_error());
+    assert_eq!(seen, (Cause::LaunchFailed, "open layer", missing.to_str().unwrap(), Some(Errno::NOENT)));
+    plan.mounts.pop();
+    plan.mounts.push(overlay(&[], "/data"));
+    assert_eq!(fixture.fail(&plan).cause, Cause::InvalidPlan);
     fixture.finish();
 }
 
