@@ -38,6 +38,24 @@ pub enum Error {
         /// As the caller gave it.
         image: String,
     },
+    /// The image of an image volume is not on this node. The first word is the one that the kubelet knows it by.
+    #[error("ImageVolumeMountFailed: config.mounts[{index}].image.image: {image:?} is not on this node: pull it first")]
+    VolumeImageNotFound {
+        /// The mount's place in the request.
+        index: usize,
+        /// As the caller gave it.
+        image: String,
+    },
+    /// What an image volume asks for is not in its image. The first word is the one that the kubelet knows it by.
+    #[error("ImageVolumeMountFailed: config.mounts[{index}].{field}: {problem}")]
+    ImageVolume {
+        /// The mount's place in the request.
+        index: usize,
+        /// The field of the mount.
+        field: &'static str,
+        /// The value and what is wrong with it.
+        problem: String,
+    },
     /// A field of the request cannot be accepted.
     #[error("{field}: {problem}")]
     Invalid {
@@ -158,8 +176,11 @@ impl Error {
     /// Tells what kind of failure this is.
     pub fn class(&self) -> Class {
         match self {
-            Self::PodNotFound { .. } | Self::ContainerNotFound { .. } | Self::ImageNotFound { .. } => Class::NotFound,
-            Self::AmbiguousId { .. } | Self::Invalid { .. } => Class::InvalidArgument,
+            Self::PodNotFound { .. }
+            | Self::ContainerNotFound { .. }
+            | Self::ImageNotFound { .. }
+            | Self::VolumeImageNotFound { .. } => Class::NotFound,
+            Self::AmbiguousId { .. } | Self::Invalid { .. } | Self::ImageVolume { .. } => Class::InvalidArgument,
             Self::PodNotReady { .. } | Self::WrongState { .. } => Class::FailedPrecondition,
             Self::NameInUse { .. } => Class::AlreadyExists,
             Self::ExecTimeout { .. } | Self::Stalled { .. } => Class::DeadlineExceeded,

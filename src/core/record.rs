@@ -8,6 +8,7 @@ use podwright_spec::user::User;
 use podwright_spec::{ContainerConfig, PodConfig};
 use serde::{Deserialize, Serialize};
 
+use crate::container::volumes::VolumeRecord;
 use crate::pod::state::Phase;
 use crate::view::ContainerState;
 
@@ -55,6 +56,9 @@ pub(crate) struct ContainerRecord {
     pub(crate) image_ref: String,
     /// The image's layers, bottom first: held until the container is removed.
     pub(crate) layers: Vec<Digest>,
+    /// Its image volumes; records from before there were any have none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) volumes: Vec<VolumeRecord>,
     /// Unix nanoseconds.
     pub(crate) created_at: i64,
     /// Where the container is in its life.
@@ -63,4 +67,11 @@ pub(crate) struct ContainerRecord {
     pub(crate) user: User,
     /// The signal that stops it.
     pub(crate) stop_signal: i32,
+}
+
+impl ContainerRecord {
+    /// Returns every layer that the container needs, those of its image volumes among them.
+    pub(crate) fn held_layers(&self) -> Vec<Digest> {
+        self.layers.iter().chain(self.volumes.iter().flat_map(|volume| &volume.layers)).cloned().collect()
+    }
 }

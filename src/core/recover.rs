@@ -111,7 +111,7 @@ fn load_containers(driver: &mut Driver) -> Result<(), Error> {
         let path = layout.container_record(&driver.record.id, &id);
         match podwright_store::read::<ContainerRecord>(&path) {
             Ok(Some(record)) => {
-                let lease = node.images.lease_layers(&record.layers);
+                let lease = node.images.lease_layers(&record.held_layers());
                 node.registry.add_container(&id, &driver.record.id);
                 driver.names.insert(record.config.metadata.clone(), Name::Taken(id.clone()));
                 let container = Container::new(layout, &driver.record, record, lease);

@@ -1,5 +1,6 @@
 //! What the outside sees of pods and containers: snapshots that a pod's driver publishes and any task may read.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -47,6 +48,8 @@ pub struct ContainerView {
     pub image_id: Digest,
     /// A digest reference of the image (`name@sha256:…`), or its id when it has none.
     pub image_ref: String,
+    /// The ids of the images that its image volumes are of, by their place in `config.mounts`.
+    pub volume_images: BTreeMap<usize, Digest>,
     /// Unix nanoseconds.
     pub created_at: i64,
     /// Where it is in its life.

@@ -108,6 +108,7 @@ pub(crate) fn container(state: ContainerState) -> ContainerView {
         config: Arc::new(config),
         image_id: Digest::from_sha256(&[0x12; 32]),
         image_ref: format!("example.org/web@{}", Digest::from_sha256(&[0x34; 32])),
+        volume_images: BTreeMap::new(),
         created_at: 1_700_000_000_000_000_000,
         state,
         log_path: Some("/var/log/pods/shop_web_8b1a/nginx/2.log".into()),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use podwright_base::config::Registry;
 use podwright_base::{Digest, Layout};
-use podwright_layer::ReadFileError;
+use podwright_layer::{Located, ReadFileError};
 use podwright_registry::Credentials;
 use tokio::sync::watch;
 
@@ -150,8 +150,20 @@ impl Images {
     /// # Errors
     /// When it is no regular file, longer than `limit`, or a layer is gone.
     pub fn read_file(&self, image: &Image, path: &str, limit: usize) -> Result<Option<Vec<u8>>, ReadFileError> {
-        let layers: Vec<PathBuf> = image.layers.iter().rev().map(|layer| self.layer_path(layer)).collect();
-        podwright_layer::read_file(&layers, path, limit)
+        podwright_layer::read_file(&self.layer_paths(image), path, limit)
+    }
+
+    /// Finds what is at a path of an image, in the directories of its layers; `None` when nothing is there. Blocks on the
+    /// disk.
+    ///
+    /// # Errors
+    /// When it is neither a directory nor a regular file, or a layer is gone.
+    pub fn locate(&self, image: &Image, path: &str) -> Result<Option<Located>, ReadFileError> {
+        podwright_layer::locate(&self.layer_paths(image), path)
+    }
+
+    fn layer_paths(&self, image: &Image) -> Vec<PathBuf> {
+        image.layers.iter().rev().map(|layer| self.layer_path(layer)).collect()
     }
 
     /// Adds up what all images take on disk (CRI `ImageFsInfo`).

@@ -32,7 +32,7 @@ pub use image::Image;
 pub use images::Images;
 pub use load::LoadError;
 pub use manifest::ManifestError;
-pub use podwright_layer::{ReadFileError, UnpackError};
+pub use podwright_layer::{Located, ReadFileError, UnpackError};
 pub use podwright_registry::{
     Credentials, CredentialsError, Reference, ReferenceError, RegistryError, What, normalize,
 };

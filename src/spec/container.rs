@@ -57,13 +57,16 @@ pub struct ContainerMetadata {
     pub attempt: u32,
 }
 
-/// CRI `Mount` of a host path.
+/// CRI `Mount`: of a host path, or of an image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mount {
     /// CRI `container_path`.
     pub container_path: String,
-    /// CRI `host_path`.
+    /// CRI `host_path`; empty for an image.
     pub host_path: PathBuf,
+    /// CRI `image` and `image_sub_path`; configurations recorded before there were image volumes have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<ImageVolume>,
     /// CRI `readonly`.
     pub readonly: bool,
     /// CRI `recursive_read_only`.
@@ -72,6 +75,17 @@ pub struct Mount {
     pub selinux_relabel: bool,
     /// CRI `propagation`.
     pub propagation: Propagation,
+}
+
+/// What of an image is mounted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageVolume {
+    /// CRI `image.image`: its reference or id.
+    pub image: String,
+    /// CRI `image.user_specified_image`, empty when not given.
+    pub user_specified_image: String,
+    /// CRI `image_sub_path`: a path inside the image; empty: its root.
+    pub sub_path: String,
 }
 
 /// CRI `MountPropagation`.

@@ -59,6 +59,16 @@ pub enum SpecError {
         /// The path.
         path: PathBuf,
     },
+    /// An image volume that would be more than a read-only view.
+    #[error("an image volume {problem}")]
+    ImageVolume {
+        /// The mount's place in the request.
+        index: usize,
+        /// The field that says so.
+        field: &'static str,
+        /// Why it cannot be.
+        problem: &'static str,
+    },
     /// A recursively read-only mount with other fields that forbid it.
     #[error("a recursively read-only mount {needs} ({path:?})")]
     RecursiveReadOnly {
@@ -159,6 +169,7 @@ impl SpecError {
             Self::VariableValue { index, .. } => return format!("envs[{index}].value"),
             Self::MountTarget { index, .. } => return format!("mounts[{index}].container_path"),
             Self::MountSource { index, .. } => return format!("mounts[{index}].host_path"),
+            Self::ImageVolume { index, field, .. } => return format!("mounts[{index}].{field}"),
             Self::RecursiveReadOnly { index, .. } => return format!("mounts[{index}].recursive_read_only"),
             Self::DevicePermissions { index, .. } => return format!("devices[{index}].permissions"),
             Self::UnknownCapability { field, .. } | Self::UnavailableCapability { field, .. } => {

@@ -1,5 +1,6 @@
 //! What a container's specification is made from: configuration, image, the pod's state, and facts of the host.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use oci_spec::image::ImageConfiguration;
@@ -29,12 +30,23 @@ pub struct ContainerInput<'a> {
     pub cgroup_path: &'a str,
     /// `ContainerConfig.devices` with directories expanded into the nodes in them.
     pub devices: &'a [ResolvedDevice],
+    /// What `ContainerConfig.mounts` that are image volumes show, by their place in it.
+    pub image_volumes: &'a BTreeMap<usize, VolumeSource>,
     /// The profile that `security.seccomp` names: the runtime's own, or the parsed file. Absent when it names none.
     pub seccomp: Option<&'a LinuxSeccomp>,
     /// How many processes the container may have; absent: as many as its parent cgroup allows.
     pub pids_limit: Option<i64>,
     /// Facts of this host.
     pub host: &'a HostTraits,
+}
+
+/// What an image volume is made of: parts of unpacked layers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum VolumeSource {
+    /// Directories, each over the next one, topmost first; at least one.
+    Directories(Vec<PathBuf>),
+    /// One file.
+    File(PathBuf),
 }
 
 /// Host paths of the files that are bind mounted into each of a pod's containers; absent ones are not mounted.

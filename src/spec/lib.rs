@@ -25,7 +25,7 @@ pub mod user;
 pub use capabilities::capability_mask;
 pub use container::ContainerConfig;
 pub use error::SpecError;
-pub use input::{ContainerInput, DeviceKind, HostTraits, PodFiles, PodNamespaces, ResolvedDevice};
+pub use input::{ContainerInput, DeviceKind, HostTraits, PodFiles, PodNamespaces, ResolvedDevice, VolumeSource};
 pub use oci::{config_json, container_spec};
 pub use pod::PodConfig;
 pub use process::exec_process;

@@ -1,12 +1,13 @@
 //! A container's mounts: what every container has, the pod's files, and the request's volumes, in the order they are made.
 
+use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
 use oci_spec::runtime::Mount;
 
 use crate::container::{self, Propagation};
 use crate::error::SpecError;
-use crate::input::ContainerInput;
+use crate::input::{ContainerInput, VolumeSource};
 use crate::pod::NamespaceMode;
 
 const DEV_SHM: &str = "/dev/shm";
@@ -23,7 +24,7 @@ pub(crate) struct Mounts {
 /// `/dev/shm` is a tmpfs here, so that any OCI runtime can run the result; Podwright's engine puts the pod's shared
 /// one in its place, which lives in a mount namespace that no path leads to.
 pub(crate) fn mounts(input: &ContainerInput<'_>) -> Result<Mounts, SpecError> {
-    let volumes = volumes(&input.container.mounts)?;
+    let volumes = volumes(&input.container.mounts, input.image_volumes)?;
     let covered = |place: &Path| volumes.iter().any(|volume| volume.destination() == place);
     // A volume at /dev brings all of /dev with it.
     let own_dev = covered(Path::new("/dev"));
@@ -73,16 +74,19 @@ fn pod_files(input: &ContainerInput<'_>) -> impl Iterator<Item = Mount> {
 }
 
 /// Checks the request's mounts one by one.
-fn volumes(requested: &[container::Mount]) -> Result<Vec<Mount>, SpecError> {
-    requested.iter().enumerate().map(|(index, volume)| self::volume(index, volume)).collect()
+fn volumes(requested: &[container::Mount], images: &BTreeMap<usize, VolumeSource>) -> Result<Vec<Mount>, SpecError> {
+    requested.iter().enumerate().map(|(index, volume)| self::volume(index, volume, images.get(&index))).collect()
 }
 
-fn volume(index: usize, volume: &container::Mount) -> Result<Mount, SpecError> {
+fn volume(index: usize, volume: &container::Mount, image: Option<&VolumeSource>) -> Result<Mount, SpecError> {
     let path = &volume.container_path;
     let refuse = |problem| SpecError::MountTarget { index, path: path.clone(), problem };
     let place = absolute(path).ok_or_else(|| refuse("is no absolute path"))?;
     if place == Path::new("/") {
         return Err(refuse("is the root file system itself: mount below it"));
+    }
+    if volume.image.is_some() {
+        return image_volume(index, volume, &place, image);
     }
     if !volume.host_path.is_absolute() || has_nul(&volume.host_path) {
         return Err(SpecError::MountSource { index, path: volume.host_path.clone() });
@@ -101,6 +105,47 @@ fn volume(index: usize, volume: &container::Mount) -> Result<Mount, SpecError> {
         Propagation::Bidirectional => "rshared",
     };
     Ok(bind(&place, &volume.host_path, &[propagation, mode]))
+}
+
+/// Every volume of an image is read-only: others have the same layers. Nothing is mounted in it, so that this is all of it,
+/// and nothing travels.
+fn image_volume(
+    index: usize,
+    volume: &container::Mount,
+    place: &Path,
+    source: Option<&VolumeSource>,
+) -> Result<Mount, SpecError> {
+    let refuse = |field, problem| Err(SpecError::ImageVolume { index, field, problem });
+    if !volume.host_path.as_os_str().is_empty() {
+        return refuse("host_path", "has no host_path: leave it or the image out");
+    }
+    if !volume.readonly {
+        return refuse("readonly", "is always read-only: set readonly");
+    }
+    if volume.propagation != Propagation::Private {
+        return refuse("propagation", "has private propagation: nothing can be mounted in it");
+    }
+    match source {
+        None => refuse("image", "needs an image that is on this node"),
+        Some(VolumeSource::File(path)) => Ok(bind(place, path, &["rprivate", "ro"])),
+        Some(VolumeSource::Directories(directories)) => match directories.as_slice() {
+            [] => refuse("image", "needs an image that has layers"),
+            // overlayfs without a writable directory wants two.
+            [only] => Ok(bind(place, only, &["rprivate", "ro"])),
+            several => match several.iter().map(|path| path.to_str().map(escaped)).collect::<Option<Vec<_>>>() {
+                Some(lower) => {
+                    let lower = format!("lowerdir={}", lower.join(":"));
+                    Ok(mount(place, "overlay", "overlay", &["rprivate", "ro", &lower]))
+                }
+                None => refuse("image_sub_path", "has a path in UTF-8"),
+            },
+        },
+    }
+}
+
+/// Writes a path of a list that colons divide, as overlayfs reads it.
+fn escaped(path: &str) -> String {
+    path.replace('\\', "\\\\").replace(':', "\\:")
 }
 
 /// A mount only passes on what its parent lets through: the root is as open as the most open of its mounts.
@@ -156,7 +201,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::tests::{Fixture, volume as at};
+    use crate::tests::{Fixture, image_volume as image_at, volume as at};
 
     fn made(volumes: Vec<container::Mount>) -> Result<Vec<(String, String)>, SpecError> {
         let mut fixture = Fixture::default();
@@ -216,11 +261,49 @@ mod tests {
         ] {
             let asked =
                 container::Mount { readonly, recursive_read_only: recursive, propagation, ..at("/data", "/vol") };
-            match (volume(0, &asked), want) {
+            match (volume(0, &asked, None), want) {
                 (Ok(mount), Ok(want)) => assert_eq!(mount.options().as_deref().unwrap(), want),
                 (Err(error), Err(words)) => assert!(error.to_string().contains(words), "{error}"),
                 (got, want) => panic!("{got:?}, not {want:?}"),
             }
+        }
+    }
+
+    #[test]
+    fn an_image_volume_is_a_read_only_view() {
+        use VolumeSource::{Directories, File};
+        let asked = container::Mount { readonly: true, recursive_read_only: true, ..image_at("/data", "") };
+        let made = |source: &VolumeSource| {
+            let mount = volume(0, &asked, Some(source)).unwrap();
+            (mount.typ().clone().unwrap(), mount.source().clone().unwrap(), mount.options().clone().unwrap())
+        };
+        let (kind, source, options) = made(&Directories(vec!["/l/a".into(), "/l/b:c\\d".into()]));
+        assert_eq!((kind.as_str(), source), ("overlay", "overlay".into()));
+        assert_eq!(options, ["rprivate", "ro", r"lowerdir=/l/a:/l/b\:c\\d"]);
+        for one in [Directories(vec!["/l/a".into()]), File("/l/a".into())] {
+            let (kind, source, options) = made(&one);
+            assert_eq!((kind.as_str(), source), ("bind", "/l/a".into()));
+            assert_eq!(options, ["rbind", "rprivate", "ro"]);
+        }
+    }
+
+    #[test]
+    fn an_image_volume_is_nothing_else() {
+        let fine = container::Mount { readonly: true, ..image_at("/data", "etc") };
+        let source = VolumeSource::File("/l/a".into());
+        let empty = VolumeSource::Directories(Vec::new());
+        for (field, asked, source) in [
+            ("host_path", container::Mount { host_path: "/vol".into(), ..fine.clone() }, Some(&source)),
+            ("readonly", container::Mount { readonly: false, ..fine.clone() }, Some(&source)),
+            (
+                "propagation",
+                container::Mount { propagation: Propagation::HostToContainer, ..fine.clone() },
+                Some(&source),
+            ),
+            ("image", fine.clone(), None),
+            ("image", fine.clone(), Some(&empty)),
+        ] {
+            assert_eq!(volume(4, &asked, source).unwrap_err().field(), format!("mounts[4].{field}"));
         }
     }
 

@@ -7,14 +7,14 @@ use oci_spec::image::{Config, ConfigBuilder, ImageConfiguration};
 use oci_spec::runtime::{LinuxSeccomp, LinuxSeccompAction};
 
 use crate::container::{
-    ContainerConfig, ContainerMetadata, Device, Mount, Propagation, Resources, Security, SecurityProfile,
+    ContainerConfig, ContainerMetadata, Device, ImageVolume, Mount, Propagation, Resources, Security, SecurityProfile,
     SelinuxOptions,
 };
 use crate::pod::{LinuxPod, NamespaceMode, PodConfig, PodMetadata};
 use crate::user::User;
 use crate::{
-    ContainerInput, DeviceKind, HostTraits, PodFiles, PodNamespaces, ResolvedDevice, SpecError, config_json,
-    container_spec,
+    ContainerInput, DeviceKind, HostTraits, PodFiles, PodNamespaces, ResolvedDevice, SpecError, VolumeSource,
+    config_json, container_spec,
 };
 
 /// An ordinary container in an ordinary pod, for tests to change.
@@ -26,6 +26,7 @@ pub(crate) struct Fixture {
     image: ImageConfiguration,
     namespaces: PodNamespaces,
     devices: Vec<ResolvedDevice>,
+    image_volumes: BTreeMap<usize, VolumeSource>,
     seccomp: Option<LinuxSeccomp>,
     pids_limit: Option<i64>,
 }
@@ -62,6 +63,7 @@ impl Default for Fixture {
                 target_pid: None,
             },
             devices: Vec::new(),
+            image_volumes: BTreeMap::new(),
             seccomp: None,
             pids_limit: None,
         }
@@ -88,6 +90,7 @@ impl Fixture {
             namespaces: &self.namespaces,
             cgroup_path: "/podwright/p0/c0",
             devices: &self.devices,
+            image_volumes: &self.image_volumes,
             seccomp: self.seccomp.as_ref(),
             pids_limit: self.pids_limit,
             host: &self.host,
@@ -144,11 +147,18 @@ pub(crate) fn volume(place: &str, source: &str) -> Mount {
     Mount {
         container_path: place.into(),
         host_path: source.into(),
+        image: None,
         readonly: false,
         recursive_read_only: false,
         selinux_relabel: false,
         propagation: Propagation::Private,
     }
+}
+
+pub(crate) fn image_volume(place: &str, sub_path: &str) -> Mount {
+    let image = "registry.example/model:1".to_owned();
+    let image = ImageVolume { image, user_specified_image: String::new(), sub_path: sub_path.to_owned() };
+    Mount { image: Some(image), ..volume(place, "") }
 }
 
 fn device(path: &str, kind: DeviceKind, major: u32, minor: u32, access: &str) -> ResolvedDevice {
@@ -273,6 +283,19 @@ fn a_storage_driver_that_mounts_for_others() {
         Mount { readonly: true, recursive_read_only: true, ..volume("/lib/modules", "/lib/modules") },
         volume("/dev", "/dev"),
     ];
+    insta::assert_snapshot!(fixture.json());
+}
+
+#[test]
+fn a_container_with_image_volumes() {
+    let mut fixture = Fixture::default();
+    fixture.container.mounts = vec![
+        Mount { readonly: true, ..image_volume("/model", "") },
+        volume("/data", "/pods/1/data"),
+        Mount { readonly: true, ..image_volume("/etc/model.conf", "etc/model.conf") },
+    ];
+    fixture.image_volumes.insert(0, VolumeSource::Directories(vec!["/layers/top".into(), "/layers/base".into()]));
+    fixture.image_volumes.insert(2, VolumeSource::File("/layers/base/etc/model.conf".into()));
     insta::assert_snapshot!(fixture.json());
 }
 

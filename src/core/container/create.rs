@@ -21,6 +21,7 @@ use tokio::time::timeout;
 
 use super::devices;
 use super::profile;
+use super::volumes::{self, Volumes};
 use crate::clock;
 use crate::error::Error;
 use crate::node::Node;
@@ -39,7 +40,7 @@ const VOLUME_LIMIT: Duration = Duration::from_secs(20);
 pub(crate) struct Prepared {
     /// Its record, written already.
     pub(crate) record: ContainerRecord,
-    /// Keeps its image's layers.
+    /// Keeps the layers of its image and of its image volumes.
     pub(crate) lease: Lease,
 }
 
@@ -95,13 +96,16 @@ fn prepare(
     let stop_signal =
         podwright_spec::stop_signal(&config, image.config.config().as_ref().and_then(|c| c.stop_signal().as_deref()))
             .map_err(|error| Error::invalid(format!("config.{}", error.field()), error.to_string()))?;
+    let volumes = volumes::find(&node.images, &config.mounts)?;
     let id = ContainerId::random();
-    let spec = specify(node, pod, &config, &image, &user, devices, &id)?;
+    let made_of = MadeOf { config: &config, image: &image, user: &user, devices, volumes: &volumes };
+    let spec = specify(node, pod, &made_of, &id)?;
     let record = ContainerRecord {
         id,
         image_id: image.id.clone(),
         image_ref: image.digests.first().cloned().unwrap_or_else(|| image.id.to_string()),
         layers: image.layers.clone(),
+        volumes: volumes.records,
         created_at: clock::now(),
         state: ContainerState::Created,
         user,
@@ -114,7 +118,10 @@ fn prepare(
         // The first error is the one to tell; a directory without a record is swept at the next start.
         drop(remove_tree(&dir));
     })?;
-    Ok(Prepared { record, lease })
+    // One lease for all, taken while the first ones are held.
+    let all = node.images.lease_layers(&record.held_layers());
+    drop((lease, volumes.leases));
+    Ok(Prepared { record, lease: all })
 }
 
 /// Returns where a container's log is, `None` when it has none.
@@ -124,7 +131,7 @@ pub(crate) fn log_path(pod: &PodConfig, container: &ContainerConfig) -> Option<P
 }
 
 fn check_mounts(config: &ContainerConfig) -> Result<(), Error> {
-    for (index, mount) in config.mounts.iter().enumerate() {
+    for (index, mount) in config.mounts.iter().enumerate().filter(|(_, mount)| mount.image.is_none()) {
         fs::metadata(&mount.host_path).map_err(|error| {
             let remedy = match error.kind() {
                 io::ErrorKind::NotFound => ": create it on the host, or mount another path",
@@ -149,29 +156,31 @@ fn resolve_user(node: &Node, image: &Image, config: &ContainerConfig) -> Result<
         .map_err(|error| Error::invalid(format!("config.{}", error.field()), error.to_string()))
 }
 
-fn specify(
-    node: &Node,
-    pod: &Pod,
-    config: &ContainerConfig,
-    image: &Image,
-    user: &User,
-    devices: &[ResolvedDevice],
-    id: &ContainerId,
-) -> Result<Spec, Error> {
+/// What a container's specification is made of, beside its pod.
+struct MadeOf<'a> {
+    config: &'a ContainerConfig,
+    image: &'a Image,
+    user: &'a User,
+    devices: &'a [ResolvedDevice],
+    volumes: &'a Volumes,
+}
+
+fn specify(node: &Node, pod: &Pod, made_of: &MadeOf<'_>, id: &ContainerId) -> Result<Spec, Error> {
     let layout = &node.layout;
     let pod_id = &pod.record.id;
     let (resolv_conf, hosts, hostname) = (layout.resolv_conf(pod_id), layout.hosts(pod_id), layout.hostname(pod_id));
-    let seccomp = profile::seccomp(node, config)?;
+    let seccomp = profile::seccomp(node, made_of.config)?;
     let input = ContainerInput {
         pod: &pod.record.config,
-        container: config,
+        container: made_of.config,
         pod_id: pod_id.as_str(),
-        image: &image.config,
-        user,
+        image: &made_of.image.config,
+        user: made_of.user,
         files: PodFiles { resolv_conf: Some(&resolv_conf), hosts: Some(&hosts), hostname: Some(&hostname) },
         namespaces: &namespaces(node, pod),
         cgroup_path: &pod.record.container_cgroup(id),
-        devices,
+        devices: made_of.devices,
+        image_volumes: &made_of.volumes.sources,
         seccomp: seccomp.as_ref(),
         pids_limit: None,
         host: &node.host,

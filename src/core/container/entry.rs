@@ -14,7 +14,7 @@ use crate::pod::handle::{Command, Reply};
 use crate::record::{ContainerRecord, PodRecord};
 use crate::view::{ContainerState, ContainerView};
 
-/// A container, what is under way with it, and what keeps its image's layers.
+/// A container, what is under way with it, and what keeps its images' layers.
 pub(crate) struct Container {
     /// What is kept on disk.
     pub(crate) record: ContainerRecord,
@@ -97,6 +97,7 @@ fn view(layout: &Layout, pod: &PodRecord, record: &ContainerRecord) -> Container
         config: Arc::clone(&record.config),
         image_id: record.image_id.clone(),
         image_ref: record.image_ref.clone(),
+        volume_images: record.volumes.iter().map(|volume| (volume.mount, volume.image_id.clone())).collect(),
         created_at: record.created_at,
         state: record.state.clone(),
         log_path: log_path(pod, record),

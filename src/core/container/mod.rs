@@ -7,3 +7,4 @@ pub(crate) mod operations;
 mod profile;
 pub(crate) mod state;
 pub(crate) mod stop;
+pub(crate) mod volumes;

@@ -26,6 +26,8 @@ const QUEUE: usize = 64;
 const SIGKILL: u32 = 9;
 /// The protocol's minor version that brought attaching.
 const ATTACH_SINCE: u32 = 1;
+/// The one that brought overlays as mounts.
+const OVERLAY_SINCE: u32 = 2;
 /// What a frame has around a request, in bytes, at the most.
 const ENVELOPE: usize = 64;
 
@@ -195,6 +197,10 @@ impl ShimClient {
     /// # Errors
     /// The step that failed.
     pub(crate) async fn start(&self, plan: wire::ContainerPlan) -> Result<wire::Started, ShimError> {
+        let is_overlay = |mount: &wire::Mount| matches!(mount.kind, Some(wire::mount::Kind::Overlay(_)));
+        if self.minor < OVERLAY_SINCE && plan.mounts.iter().any(is_overlay) {
+            return Err(ShimError::TooOld { op: "image volumes" });
+        }
         match self.ask("start", Op::Start(plan), Vec::new(), LAUNCH).await?.answer {
             Answer::Started(started) => Ok(started),
             _ => Err(ShimError::Confused { op: "start" }),

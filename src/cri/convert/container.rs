@@ -1,5 +1,6 @@
 //! Containers.
 
+use podwright_base::Digest;
 use podwright_core::ExecOutput;
 use podwright_core::view::{ContainerState, ContainerView};
 use podwright_proto::runtime::v1;
@@ -47,7 +48,7 @@ pub(crate) fn status(container: &ContainerView) -> v1::ContainerStatus {
         message: life.message,
         labels: config.labels.clone(),
         annotations: config.annotations.clone(),
-        mounts: config.mounts.iter().map(mount).collect(),
+        mounts: mounts(container),
         log_path: container.log_path.as_ref().map(|path| path.display().to_string()).unwrap_or_default(),
         resources: Some(v1::ContainerResources { linux: Some(resources(&config.resources)), windows: None }),
         image_id: container.image_id.to_string(),
@@ -122,8 +123,13 @@ fn image(config: &ContainerConfig) -> v1::ImageSpec {
     }
 }
 
+fn mounts(container: &ContainerView) -> Vec<v1::Mount> {
+    let images = &container.volume_images;
+    container.config.mounts.iter().enumerate().map(|(index, volume)| mount(volume, images.get(&index))).collect()
+}
+
 /// The kubelet finds the termination message by the host path of its mount.
-fn mount(mount: &Mount) -> v1::Mount {
+fn mount(mount: &Mount, image: Option<&Digest>) -> v1::Mount {
     let propagation = match mount.propagation {
         Propagation::Private => v1::MountPropagation::PropagationPrivate,
         Propagation::HostToContainer => v1::MountPropagation::PropagationHostToContainer,
@@ -136,6 +142,13 @@ fn mount(mount: &Mount) -> v1::Mount {
         selinux_relabel: mount.selinux_relabel,
         propagation: propagation.into(),
         recursive_read_only: mount.recursive_read_only,
+        image: mount.image.as_ref().map(|volume| v1::ImageSpec {
+            image: volume.image.clone(),
+            user_specified_image: volume.user_specified_image.clone(),
+            image_ref: image.map(Digest::to_string).unwrap_or_default(),
+            ..Default::default()
+        }),
+        image_sub_path: mount.image.as_ref().map(|volume| volume.sub_path.clone()).unwrap_or_default(),
         ..Default::default()
     }
 }
@@ -166,7 +179,10 @@ fn resources(resources: &Resources) -> v1::LinuxContainerResources {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use podwright_core::view::{ExitReason, Exited};
+    use podwright_spec::container::ImageVolume;
 
     use super::*;
     use crate::fixtures;
@@ -186,6 +202,29 @@ mod tests {
         assert_eq!(status.log_path, "/var/log/pods/shop_web_8b1a/nginx/2.log");
         assert_eq!(status.user.unwrap().linux.unwrap().supplemental_groups, [1000, 5]);
         assert_eq!((status.started_at, status.finished_at, status.exit_code), (0, 0, 0));
+    }
+
+    #[test]
+    fn an_image_volume_is_told_with_its_digest() {
+        let mut view = fixtures::container(ContainerState::Created);
+        let mut config = ContainerConfig::clone(&view.config);
+        let (image, sub_path) = ("example.org/model:1".to_owned(), "weights".to_owned());
+        let volume = ImageVolume { image, user_specified_image: "model:1".to_owned(), sub_path };
+        config.mounts.push(Mount {
+            container_path: "/model".to_owned(),
+            host_path: Default::default(),
+            image: Some(volume),
+            readonly: true,
+            ..config.mounts[0].clone()
+        });
+        view.config = Arc::new(config);
+        view.volume_images.insert(1, Digest::from_sha256(&[0x56; 32]));
+        let mounts = status(&view).mounts;
+        assert_eq!(mounts[0].image, None);
+        assert_eq!((mounts[1].host_path.as_str(), mounts[1].image_sub_path.as_str()), ("", "weights"));
+        let image = mounts[1].image.as_ref().unwrap();
+        assert_eq!((image.image.as_str(), image.user_specified_image.as_str()), ("example.org/model:1", "model:1"));
+        assert_eq!(image.image_ref, format!("sha256:{}", "56".repeat(32)));
     }
 
     #[test]

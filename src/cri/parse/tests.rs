@@ -43,6 +43,15 @@ fn resources(config: &mut v1::ContainerConfig) -> &mut v1::LinuxContainerResourc
     config.linux.get_or_insert_default().resources.get_or_insert_default()
 }
 
+/// Makes the first mount an image volume.
+fn image_volume<'a>(config: &'a mut v1::ContainerConfig, sub_path: &str) -> &'a mut v1::Mount {
+    let image = v1::ImageSpec { image: "example.org/model:1".to_owned(), ..Default::default() };
+    let mount = &mut config.mounts[0];
+    (mount.image, mount.image_sub_path, mount.readonly) = (Some(image), sub_path.to_owned(), true);
+    mount.host_path.clear();
+    mount
+}
+
 fn namespaces(userns: v1::NamespaceMode) -> v1::NamespaceOption {
     let userns_options = v1::UserNamespace { mode: userns.into(), ..Default::default() };
     v1::NamespaceOption { userns_options: Some(userns_options), ..Default::default() }
@@ -157,7 +166,13 @@ fn a_containers_bad_field_is_named() {
         ("config.mounts[0].host_path", |c| c.mounts[0].host_path.clear()),
         ("config.mounts[0].host_path", |c| c.mounts[0].host_path = "./data".to_owned()),
         ("config.mounts[0].propagation", |c| c.mounts[0].propagation = 3),
-        ("config.mounts[0].image", |c| c.mounts[0].image = Some(v1::ImageSpec::default())),
+        ("config.mounts[0].image.image", |c| image_volume(c, "").image.as_mut().unwrap().image.clear()),
+        ("config.mounts[0].image_sub_path", |c| _ = image_volume(c, "/etc")),
+        ("config.mounts[0].image_sub_path", |c| _ = image_volume(c, "etc/../../x")),
+        ("config.mounts[0].image_sub_path", |c| _ = image_volume(c, "a\0b")),
+        ("config.mounts[0].image_sub_path", |c| c.mounts[0].image_sub_path = "etc".to_owned()),
+        ("config.mounts[0].uidMappings", |c| image_volume(c, "").uid_mappings = vec![v1::IdMapping::default()]),
+        ("config.mounts[0].mount_options", |c| image_volume(c, "").mount_options = vec!["noexec".to_owned()]),
         ("config.mounts[0].uidMappings", |c| c.mounts[0].gid_mappings = vec![v1::IdMapping::default()]),
         ("config.mounts[0].recursive_read_only", |c| c.mounts[0].recursive_read_only = true),
         ("config.mounts[0].mount_options", |c| c.mounts[0].mount_options = vec!["noexec".to_owned()]),
@@ -229,6 +244,17 @@ fn a_containers_bad_field_is_named() {
         let problem = container_problem(*change);
         assert!(problem.starts_with(&format!("{field}: ")), "{field} is not named by: {problem}");
     }
+}
+
+#[test]
+fn an_image_volume_is_read_whole() {
+    let mut request = fixtures::create_container();
+    image_volume(request.config.as_mut().unwrap(), "models/./a").recursive_read_only = true;
+    let (_, config) = container::create(request).unwrap();
+    let mount = &config.mounts[0];
+    let image = mount.image.as_ref().unwrap();
+    assert_eq!((image.image.as_str(), image.sub_path.as_str()), ("example.org/model:1", "models/./a"));
+    assert!(mount.readonly && mount.recursive_read_only && mount.host_path.as_os_str().is_empty());
 }
 
 #[test]

@@ -24,7 +24,7 @@ pub use amount::Amount;
 pub use bundle::{Bundle, BundleError, Section};
 pub use tree::remove_path;
 pub use unpack::{ApplyFailure, Expected, UnpackError, decompress, is_compressed, unpack};
-pub use view::{ReadFileError, read_file};
+pub use view::{Located, ReadFileError, locate, read_file};
 
 #[cfg(test)]
 mod tests;
