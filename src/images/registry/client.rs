@@ -1,13 +1,14 @@
 //! HTTP clients, one for each way of trusting servers, kept so that connections are used again.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use reqwest::redirect::{Attempt, Policy};
-use reqwest::{Certificate, Client, ClientBuilder, Url};
+use reqwest::{Certificate, Client, ClientBuilder, Identity};
 
-use crate::hosts::{self, Tls};
+use crate::hosts::{self, Endpoint, Tls};
 
 const MOST_REDIRECTS: usize = 10;
 const CONNECT: Duration = Duration::from_secs(10);
@@ -24,31 +25,43 @@ pub enum ClientError {
     /// A CA file holds no certificate.
     #[error("the configured CA is no PEM certificate")]
     Authority(#[source] reqwest::Error),
+    /// A client certificate's file holds none, or no key for it.
+    #[error("{} holds no certificate with its private key", path.display())]
+    Identity {
+        /// The certificate's file.
+        path: PathBuf,
+        /// Why.
+        source: reqwest::Error,
+    },
     /// The TLS library refuses the configuration.
     #[error("set up TLS")]
     Build(#[source] reqwest::Error),
 }
 
-/// Makes and keeps clients.
+/// Makes and keeps clients. What they trust is kept by content: a certificate file that changes makes another client.
 #[derive(Debug, Default)]
 pub(crate) struct Clients {
     known: Mutex<HashMap<(Tls, Reach), Client>>,
 }
 
-/// What an endpoint's address says about the way to it.
+/// What an endpoint says about the way to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Reach {
     /// Passes by the environment's proxies, as this host's own addresses always do.
     direct: bool,
     /// May turn out not to need any certificate: plain HTTP, or a local port that is tried with TLS first.
     may_be_plain: bool,
+    /// Bound on making a connection.
+    dial_timeout: Duration,
 }
 
 impl Clients {
-    /// Returns a client for an endpoint that is trusted this way.
-    pub(crate) fn get(&self, tls: &Tls, base: &Url) -> Result<Client, ClientError> {
+    /// Returns a client for an endpoint.
+    pub(crate) fn get(&self, endpoint: &Endpoint) -> Result<Client, ClientError> {
+        let (tls, base) = (&endpoint.tls, &endpoint.base);
         let direct = hosts::is_loopback(base);
-        let reach = Reach { direct, may_be_plain: direct || base.scheme() == "http" };
+        let may_be_plain = direct || base.scheme() == "http";
+        let reach = Reach { direct, may_be_plain, dial_timeout: endpoint.dial_timeout.unwrap_or(CONNECT) };
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let key = (tls.clone(), reach);
         if let Some(client) = known.get(&key) {
@@ -71,11 +84,18 @@ fn build(tls: &Tls, reach: Reach) -> Result<Client, ClientError> {
     for bundle in &tls.authorities {
         certificates.extend(Certificate::from_pem_bundle(bundle).map_err(ClientError::Authority)?);
     }
-    let built = configure(tls, reach).tls_certs_merge(certificates.clone()).build();
+    let identity = |builder: ClientBuilder| match &tls.identity {
+        None => Ok(builder),
+        Some(identity) => match Identity::from_pem(&identity.pem) {
+            Ok(both) => Ok(builder.identity(both)),
+            Err(source) => Err(ClientError::Identity { path: identity.path.clone(), source }),
+        },
+    };
+    let built = identity(configure(tls, reach))?.tls_certs_merge(certificates.clone()).build();
     let built = match built {
         // The system's certificates cannot be had, on a minimal host because there are none. What may need none is asked
         // all the same; a server that does, say one that it redirects to, is then not trusted.
-        Err(_) if reach.may_be_plain => configure(tls, reach).tls_certs_only(certificates).build(),
+        Err(_) if reach.may_be_plain => identity(configure(tls, reach))?.tls_certs_only(certificates).build(),
         built => built,
     };
     built.map_err(ClientError::Build)
@@ -84,7 +104,7 @@ fn build(tls: &Tls, reach: Reach) -> Result<Client, ClientError> {
 fn configure(tls: &Tls, reach: Reach) -> ClientBuilder {
     let builder = Client::builder()
         .user_agent(concat!("podwright/", env!("CARGO_PKG_VERSION")))
-        .connect_timeout(CONNECT)
+        .connect_timeout(reach.dial_timeout)
         .redirect(Policy::custom(redirect))
         .referer(false)
         .tls_danger_accept_invalid_certs(tls.skip_verify);
@@ -125,7 +145,10 @@ mod tests {
             return;
         }
         rustls::crypto::ring::default_provider().install_default().unwrap();
-        let get = |base: &str| Clients::default().get(&Tls::default(), &base.parse().unwrap());
+        let get = |base: &str| {
+            let endpoint = hosts::default_endpoints("registry.example").unwrap().remove(0);
+            Clients::default().get(&Endpoint { base: base.parse().unwrap(), ..endpoint })
+        };
         for base in ["http://registry.example/v2/", "http://127.0.0.1:5000/v2/", "https://localhost:5000/v2/"] {
             assert!(get(base).is_ok(), "{base}");
         }

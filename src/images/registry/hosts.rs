@@ -1,16 +1,19 @@
 //! Where a registry is reached: containerd's `<host>/hosts.toml` trees, read at each pull.
 //!
 //! For `host:port` the directories `host_port_`, `host:port` and `_default` are looked for, the first that exists
-//! decides. Its `[host."URL"]` tables are mirrors, tried in the file's order; `server` (else the registry itself) comes
-//! last. A directory without the file only brings CA certificates (`*.crt`), as Docker's `certs.d` does.
+//! decides. A directory without the file only brings certificates, as Docker's `certs.d` does: authorities (`*.crt`) and
+//! this node's own (`*.cert`, with its key in `*.key` or in the same file).
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use http::HeaderMap;
 use reqwest::Url;
-use toml::{Table, Value};
+use toml::Table;
 
+use crate::hosts_file::File;
 use crate::reference::DOCKER_HUB;
 
 /// Where Docker Hub's registry answers.
@@ -25,21 +28,56 @@ pub struct Endpoint {
     pub resolve: bool,
     /// May serve blobs, and manifests by digest.
     pub pull: bool,
-    /// How it proves who it is.
+    /// May list what refers to an image.
+    pub referrers: bool,
+    /// How both sides prove who they are.
     pub tls: Tls,
+    /// Sent with each request; they may hold secrets and are never printed.
+    pub headers: HeaderMap,
+    /// How long a connection may take to come about; unset: the client's own bound.
+    pub dial_timeout: Option<Duration>,
     /// The registry of the reference itself, not a mirror of it.
     pub is_upstream: bool,
     /// Only tried when the endpoint before it turned out not to speak TLS.
     pub is_plain_fallback: bool,
 }
 
-/// How a server proves who it is.
+/// How both sides of a connection prove who they are.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Tls {
-    /// Any certificate does.
+    /// Any certificate of the server's does.
     pub skip_verify: bool,
     /// PEM bundles trusted beside the system's.
     pub authorities: Vec<Vec<u8>>,
+    /// Who this node is to the server.
+    pub identity: Option<Identity>,
+}
+
+/// A client certificate and its private key.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct Identity {
+    /// Both, one after the other.
+    pub(crate) pem: Vec<u8>,
+    /// Where they are from.
+    pub(crate) path: PathBuf,
+}
+
+impl std::fmt::Debug for Identity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Identity").field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
+impl Identity {
+    /// Reads a certificate and its key, which is in the same file when it has none of its own.
+    pub(crate) fn read(certificate: &Path, key: Option<&Path>) -> Result<Self, HostsError> {
+        let mut pem = read(certificate)?;
+        if let Some(key) = key {
+            pem.push(b'\n');
+            pem.extend(read(key)?);
+        }
+        Ok(Self { pem, path: certificate.to_owned() })
+    }
 }
 
 /// Why a host's configuration cannot be used.
@@ -54,13 +92,15 @@ pub enum HostsError {
         /// Why.
         source: io::Error,
     },
-    /// The file is no TOML.
-    #[error("parse {}", path.display())]
+    /// The file is no TOML. The line itself is not shown: it may hold a secret.
+    #[error("{}: line {line}: {problem}", path.display())]
     Parse {
         /// The file.
         path: PathBuf,
-        /// Where.
-        source: Box<toml::de::Error>,
+        /// Counted from 1.
+        line: usize,
+        /// The parser's words.
+        problem: String,
     },
     /// A key has a value that it cannot have.
     #[error("{}: {key}: {problem}", path.display())]
@@ -70,7 +110,7 @@ pub enum HostsError {
         /// The key.
         key: String,
         /// What is wrong with it.
-        problem: &'static str,
+        problem: String,
     },
     /// The reference's registry makes no URL.
     #[error("the registry {0:?} makes no URL")]
@@ -87,18 +127,17 @@ pub fn endpoints(config_path: &Path, registry: &str) -> Result<Vec<Endpoint>, Ho
     let path = directory.join("hosts.toml");
     let text = match fs::read_to_string(&path) {
         Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let mut endpoints = default_endpoints(registry)?;
-            let authorities = certificates(&directory)?;
-            for endpoint in &mut endpoints {
-                endpoint.tls.authorities.clone_from(&authorities);
-            }
-            return Ok(endpoints);
-        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
         Err(source) => return Err(HostsError::Read { path, source }),
     };
-    let table =
-        text.parse::<Table>().map_err(|source| HostsError::Parse { path: path.clone(), source: Box::new(source) })?;
+    if text.is_empty() {
+        return with_certificates(default_endpoints(registry)?, &directory);
+    }
+    let table = text.parse::<Table>().map_err(|error| {
+        let before = error.span().map_or("", |span| text.get(..span.start).unwrap_or_default());
+        let line = before.matches('\n').count() + 1;
+        HostsError::Parse { path: path.clone(), line, problem: error.message().to_owned() }
+    })?;
     File { path, directory }.endpoints(&table, registry)
 }
 
@@ -115,29 +154,43 @@ fn directories(config_path: &Path, registry: &str) -> Vec<PathBuf> {
 }
 
 /// A registry on this host may speak plain HTTP: it is asked in TLS first.
-fn default_endpoints(registry: &str) -> Result<Vec<Endpoint>, HostsError> {
-    let endpoint = |scheme: &str| {
-        let base = upstream(scheme, registry)?;
-        Ok(Endpoint {
-            base,
-            resolve: true,
-            pull: true,
-            tls: Tls::default(),
-            is_upstream: true,
-            is_plain_fallback: false,
-        })
+pub(crate) fn default_endpoints(registry: &str) -> Result<Vec<Endpoint>, HostsError> {
+    let host = if registry == DOCKER_HUB { DOCKER_HUB_SERVER } else { registry };
+    let base = Url::parse(&format!("https://{host}/v2/")).map_err(|_| HostsError::Registry(registry.to_owned()))?;
+    let is_local = is_loopback(&base);
+    let endpoint = Endpoint {
+        base,
+        resolve: true,
+        pull: true,
+        referrers: true,
+        tls: Tls::default(),
+        headers: HeaderMap::new(),
+        dial_timeout: None,
+        is_upstream: true,
+        is_plain_fallback: false,
     };
-    let secure = endpoint("https")?;
-    if !is_loopback(&secure.base) {
-        return Ok(vec![secure]);
-    }
-    let plain = Endpoint { is_plain_fallback: true, ..endpoint("http")? };
-    Ok(vec![secure, plain])
+    Ok(if is_local { with_plain_fallback(endpoint) } else { vec![endpoint] })
 }
 
-fn upstream(scheme: &str, registry: &str) -> Result<Url, HostsError> {
-    let host = if registry == DOCKER_HUB { DOCKER_HUB_SERVER } else { registry };
-    Url::parse(&format!("{scheme}://{host}/v2/")).map_err(|_| HostsError::Registry(registry.to_owned()))
+/// Has an HTTPS endpoint asked in plain HTTP too, once it turned out not to speak TLS.
+pub(crate) fn with_plain_fallback(secure: Endpoint) -> Vec<Endpoint> {
+    let mut plain = Endpoint { is_plain_fallback: true, ..secure.clone() };
+    // The change between the two schemes is always possible.
+    let _ = plain.base.set_scheme("http");
+    vec![secure, plain]
+}
+
+/// Has an endpoint asked as each of its identities in turn.
+pub(crate) fn with_identities(endpoint: Endpoint, identities: Vec<Identity>) -> Vec<Endpoint> {
+    if identities.is_empty() {
+        return vec![endpoint];
+    }
+    let as_one = |identity| {
+        let mut endpoint = endpoint.clone();
+        endpoint.tls.identity = Some(identity);
+        endpoint
+    };
+    identities.into_iter().map(as_one).collect()
 }
 
 /// Tells whether a URL's host is this one.
@@ -148,107 +201,36 @@ pub(crate) fn is_loopback(url: &Url) -> bool {
         || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
-fn certificates(directory: &Path) -> Result<Vec<Vec<u8>>, HostsError> {
+/// Adds the certificates of a directory in Docker's style.
+fn with_certificates(endpoints: Vec<Endpoint>, directory: &Path) -> Result<Vec<Endpoint>, HostsError> {
     let unreadable = |source| HostsError::Read { path: directory.to_owned(), source };
     let mut paths = Vec::new();
     for entry in fs::read_dir(directory).map_err(unreadable)? {
-        let path = entry.map_err(unreadable)?.path();
-        if path.extension().is_some_and(|extension| extension == "crt") {
-            paths.push(path);
-        }
+        paths.push(entry.map_err(unreadable)?.path());
     }
     paths.sort();
-    paths.iter().map(|path| fs::read(path).map_err(|source| HostsError::Read { path: path.clone(), source })).collect()
+    let (mut authorities, mut identities) = (Vec::new(), Vec::new());
+    for path in &paths {
+        match path.extension().and_then(|extension| extension.to_str()) {
+            Some("crt") => authorities.push(read(path)?),
+            Some("cert") => {
+                let key = path.with_extension("key");
+                identities.push(Identity::read(path, key.exists().then_some(&key))?);
+            }
+            _ => {}
+        }
+    }
+    let certified = endpoints.into_iter().flat_map(|mut endpoint| {
+        endpoint.tls.authorities.clone_from(&authorities);
+        // A fallback follows its own TLS endpoint, and has no use for certificates.
+        let identities = if endpoint.is_plain_fallback { Vec::new() } else { identities.clone() };
+        with_identities(endpoint, identities)
+    });
+    Ok(certified.collect())
 }
 
-struct File {
-    path: PathBuf,
-    directory: PathBuf,
-}
-
-impl File {
-    fn endpoints(&self, table: &Table, registry: &str) -> Result<Vec<Endpoint>, HostsError> {
-        let mut endpoints = Vec::new();
-        if let Some(hosts) = table.get("host") {
-            let hosts = hosts.as_table().ok_or_else(|| self.bad("host", "it takes tables"))?;
-            for (url, settings) in hosts {
-                let key = format!("host.{url:?}");
-                let settings = settings.as_table().ok_or_else(|| self.bad(&key, "it takes a table"))?;
-                endpoints.push(self.endpoint(&key, url, settings, false)?);
-            }
-        }
-        let server = match table.get("server") {
-            None => upstream("https", registry)?.to_string(),
-            Some(Value::String(server)) => server.clone(),
-            Some(_) => return Err(self.bad("server", "it takes a URL")),
-        };
-        endpoints.push(self.endpoint("server", &server, table, true)?);
-        Ok(endpoints)
-    }
-
-    fn endpoint(&self, key: &str, url: &str, settings: &Table, is_upstream: bool) -> Result<Endpoint, HostsError> {
-        let written = if url.contains("://") { url.to_owned() } else { format!("https://{url}") };
-        let mut base = Url::parse(&written).map_err(|_| self.bad(key, "it is no URL"))?;
-        if !matches!(base.scheme(), "http" | "https") {
-            return Err(self.bad(key, "it takes an http or https URL"));
-        }
-        let path = base.path().trim_end_matches('/').to_owned();
-        let overrides = self.flag(key, settings, "override_path")?;
-        let path = if overrides || path.ends_with("/v2") { format!("{path}/") } else { format!("{path}/v2/") };
-        base.set_path(&path);
-        let (resolve, pull) = self.capabilities(key, settings)?;
-        for later in ["client", "header"] {
-            if settings.contains_key(later) {
-                let path = self.path.display();
-                tracing::warn!(%path, key = later, "this key of hosts.toml is not supported yet and has no effect");
-            }
-        }
-        let skip_verify = self.flag(key, settings, "skip_verify")?;
-        let tls = Tls { skip_verify, authorities: self.authorities(key, settings)? };
-        Ok(Endpoint { base, resolve, pull, tls, is_upstream, is_plain_fallback: false })
-    }
-
-    fn capabilities(&self, key: &str, settings: &Table) -> Result<(bool, bool), HostsError> {
-        match settings.get("capabilities") {
-            None => Ok((true, true)),
-            Some(Value::Array(list)) => {
-                let has = |word: &str| list.iter().any(|value| value.as_str() == Some(word));
-                Ok((has("resolve"), has("pull")))
-            }
-            Some(_) => Err(self.bad(&format!("{key}.capabilities"), "it takes a list of words")),
-        }
-    }
-
-    fn flag(&self, key: &str, settings: &Table, name: &str) -> Result<bool, HostsError> {
-        match settings.get(name) {
-            None => Ok(false),
-            Some(Value::Boolean(value)) => Ok(*value),
-            Some(_) => Err(self.bad(&format!("{key}.{name}"), "it takes true or false")),
-        }
-    }
-
-    fn authorities(&self, key: &str, settings: &Table) -> Result<Vec<Vec<u8>>, HostsError> {
-        let bad = || self.bad(&format!("{key}.ca"), "it takes a path or a list of paths");
-        let paths = match settings.get("ca") {
-            None => Vec::new(),
-            Some(Value::String(path)) => vec![path.as_str()],
-            Some(Value::Array(list)) => {
-                list.iter().map(|value| value.as_str().ok_or_else(bad)).collect::<Result<_, _>>()?
-            }
-            Some(_) => return Err(bad()),
-        };
-        paths
-            .into_iter()
-            .map(|path| {
-                let path = self.directory.join(path);
-                fs::read(&path).map_err(|source| HostsError::Read { path, source })
-            })
-            .collect()
-    }
-
-    fn bad(&self, key: &str, problem: &'static str) -> HostsError {
-        HostsError::Value { path: self.path.clone(), key: key.to_owned(), problem }
-    }
+pub(crate) fn read(path: &Path) -> Result<Vec<u8>, HostsError> {
+    fs::read(path).map_err(|source| HostsError::Read { path: path.to_owned(), source })
 }
 
 #[cfg(test)]
@@ -300,7 +282,7 @@ mod tests {
             ]
         );
         assert_eq!((found[0].resolve, found[0].pull), (false, true));
-        assert_eq!(found[1].tls, Tls { skip_verify: true, authorities: vec![b"PEM".to_vec()] });
+        assert_eq!(found[1].tls, Tls { skip_verify: true, authorities: vec![b"PEM".to_vec()], identity: None });
         assert_eq!(found.iter().filter(|endpoint| endpoint.is_upstream).count(), 1);
     }
 
@@ -319,8 +301,16 @@ mod tests {
     fn a_directory_of_certificates_is_enough() {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("r.io")).unwrap();
-        fs::write(dir.path().join("r.io/own.crt"), "PEM").unwrap();
-        assert_eq!(endpoints(dir.path(), "r.io").unwrap()[0].tls.authorities, [b"PEM".to_vec()]);
+        for (name, text) in
+            [("own.crt", "PEM"), ("a.cert", "A"), ("a.key", "K"), ("b.cert", "BOTH"), ("hosts.toml", "")]
+        {
+            fs::write(dir.path().join("r.io").join(name), text).unwrap();
+        }
+        let found = endpoints(dir.path(), "r.io").unwrap();
+        assert!(found.iter().all(|endpoint| endpoint.tls.authorities == [b"PEM".to_vec()]));
+        let pem = |endpoint: &Endpoint| endpoint.tls.identity.as_ref().unwrap().pem.clone();
+        assert_eq!(found.iter().map(pem).collect::<Vec<_>>(), [b"A\nK".to_vec(), b"BOTH".to_vec()]);
+        assert!(!format!("{found:?}").contains("BOTH"));
     }
 
     #[test]
@@ -333,7 +323,7 @@ mod tests {
             ("[host.\"https://x\"]\nca = 3", "ca"),
             ("ca = \"missing.pem\"", "missing.pem"),
             ("[host.\"https://x\"]\ncapabilities = \"pull\"", "capabilities"),
-            ("host = [", "hosts.toml"),
+            ("host = [", "hosts.toml: line 1"),
         ] {
             write(dir.path(), "r.io", text);
             let error = endpoints(dir.path(), "r.io").unwrap_err().to_string();

@@ -298,7 +298,7 @@ impl Session {
 
     async fn ask(&self, endpoint: &Endpoint, ask: &Ask<'_>) -> Result<Response, RegistryError> {
         let host = host_of(&endpoint.base);
-        let client = self.transport.clients.get(&endpoint.tls, &endpoint.base);
+        let client = self.transport.clients.get(endpoint);
         let client = client.map_err(|source| RegistryError::Client { host: host.clone(), source })?;
         let registry = host_and_port(&endpoint.base);
         let credentials = self.credentials.clone().filter(|known| {
@@ -353,7 +353,7 @@ impl Session {
             // How a mirror of several registries knows which one is meant; containerd does the same.
             url.query_pairs_mut().append_pair("ns", self.reference.registry());
         }
-        let mut request = client.get(url);
+        let mut request = client.get(url).headers(endpoint.headers.clone());
         if let Some(accept) = ask.accept {
             request = request.header(ACCEPT, accept);
         }
