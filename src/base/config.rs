@@ -176,6 +176,10 @@ pub struct Registry {
     pub range_bytes: u64,
     /// Such ranges of one layer in flight.
     pub max_ranges_per_layer: usize,
+    /// Whether layers' blobs are kept beside the directories that they are unpacked into.
+    pub keep_layer_blobs: bool,
+    /// Names of images that the kubelet's garbage collection leaves alone, `*` standing for any characters.
+    pub pinned_images: Vec<String>,
 }
 
 impl Default for Registry {
@@ -189,6 +193,8 @@ impl Default for Registry {
             attempts: 5,
             range_bytes: 8 << 20,
             max_ranges_per_layer: 3,
+            keep_layer_blobs: false,
+            pinned_images: Vec::new(),
         }
     }
 }

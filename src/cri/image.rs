@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use podwright_core::{Error, Runtime};
-use podwright_images::{Images, PullProgress, Usage};
+use podwright_images::{Image, Images, PullProgress, Usage};
 use podwright_proto::runtime::v1;
 use podwright_proto::runtime::v1::image_service_server::ImageService;
 use tokio::sync::watch;
@@ -34,7 +34,11 @@ impl ImageApi {
     fn list(&self, filter: Option<v1::ImageFilter>) -> Vec<v1::Image> {
         let name = filter.and_then(|filter| filter.image).map(|image| image.image).unwrap_or_default();
         let found = if name.is_empty() { self.images.list() } else { self.images.find(&name).into_iter().collect() };
-        found.iter().map(|image| convert::image::image(image)).collect()
+        found.iter().map(|image| self.message(image)).collect()
+    }
+
+    fn message(&self, image: &Image) -> v1::Image {
+        convert::image::image(image, self.images.is_pinned(image))
     }
 
     fn image_status(&self, request: v1::ImageStatusRequest) -> Result<v1::ImageStatusResponse, Error> {
@@ -42,7 +46,7 @@ impl ImageApi {
             return Ok(v1::ImageStatusResponse::default());
         };
         let info = request.verbose.then(|| convert::info("info", &convert::image::details(&image)));
-        Ok(v1::ImageStatusResponse { image: Some(convert::image::image(&image)), info: info.unwrap_or_default() })
+        Ok(v1::ImageStatusResponse { image: Some(self.message(&image)), info: info.unwrap_or_default() })
     }
 
     /// Pulls in a task of its own: a kubelet that restarts, or gives up waiting, finds its image later.

@@ -1,8 +1,8 @@
-//! Small blobs, manifests and configurations, kept by digest as in an OCI image layout.
+//! Blobs kept by digest as in an OCI image layout: manifests, indexes and configurations.
 
-use std::fs::{self, File, Metadata};
-use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::fs::{self, Metadata};
+use std::io;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -44,13 +44,15 @@ impl Content {
         self.places.ingest().join(format!("{}.{PART}", blob.hex()))
     }
 
-    /// Writes a blob, synced before it has its name; one that is there stays.
-    pub(crate) fn put(&self, digest: &Digest, bytes: &[u8]) -> io::Result<()> {
-        let place = self.places.blob(digest);
-        if place.exists() {
-            return Ok(());
+    /// Writes bytes to a place of their own in the ingest directory, not synced.
+    pub(crate) fn stage(&self, name: &str, bytes: &[u8]) -> io::Result<PathBuf> {
+        let temporary = self.temporary(name);
+        if let Err(error) = fs::write(&temporary, bytes) {
+            // The first error is the one that matters; the next start clears what stays.
+            let _ = fs::remove_file(&temporary);
+            return Err(error);
         }
-        write_synced(&self.temporary(digest.hex()), &place, bytes)
+        Ok(temporary)
     }
 
     /// Reads a blob and checks it against its name; `None` when it is missing or damaged.
@@ -62,7 +64,7 @@ impl Content {
         }
     }
 
-    /// Returns the bytes of all blobs together and their number.
+    /// Returns all blobs and their lengths.
     pub(crate) fn list(&self) -> io::Result<Vec<(Digest, u64)>> {
         let mut blobs = Vec::new();
         for entry in fs::read_dir(self.places.blobs())? {
@@ -90,20 +92,4 @@ impl Content {
 /// Tells whether nobody has added to a part for so long that its pull will not be tried again.
 fn is_old(metadata: &Metadata) -> bool {
     metadata.modified().ok().and_then(|modified| modified.elapsed().ok()).is_some_and(|age| age > LONGEST_WAIT)
-}
-
-/// Writes a file beside its place, syncs it, and renames it into it: after a power cut it is there whole, or not.
-pub(crate) fn write_synced(temporary: &Path, place: &Path, bytes: &[u8]) -> io::Result<()> {
-    let written = File::create(temporary)
-        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
-        .and_then(|()| fs::rename(temporary, place));
-    if written.is_err() {
-        // The first error is the one that matters; the next start clears what stays.
-        let _ = fs::remove_file(temporary);
-        return written;
-    }
-    match place.parent() {
-        Some(directory) => File::open(directory)?.sync_all(),
-        None => Ok(()),
-    }
 }

@@ -115,7 +115,8 @@ impl Fetch<'_> {
         loop {
             report.state(LayerState::Downloading);
             let place = self.puller.store.content().part(&blob.digest);
-            let part = self.puller.parts.take(blob, place, false).await;
+            let always = self.puller.store.keeps_layer_blobs();
+            let part = self.puller.parts.take(blob, place, always).await;
             let part = part.map_err(|source| self.staging(blob, StageError::Io(source)))?;
             let resumed = part.resumed();
             match self.transfer(blob, diff_id, part, report, busy).await {
@@ -171,12 +172,15 @@ impl Fetch<'_> {
     }
 }
 
-/// Unpacks what comes. The part stays only when the transfer was given up: then the rest may come later.
+/// Unpacks what comes. The part stays when the transfer was given up: then the rest may come later. Or it becomes the
+/// blob that is kept beside the layer.
 fn unpack(store: &Store, mut feed: Feed, expected: &Expected) -> Result<Arc<Staged>, StageError> {
     let staged = stage(store, &mut feed, expected);
     let (part, given_up) = feed.into_part();
-    if staged.is_ok() || !given_up {
-        part.remove();
+    match (&staged, &expected.blob) {
+        (Ok(staged), Some(blob)) if store.keeps_layer_blobs() => staged.keep(blob.clone(), store.content().part(blob)),
+        (Err(_), _) if given_up => {}
+        _ => part.remove(),
     }
     staged
 }

@@ -30,8 +30,6 @@ pub struct Image {
     pub config: ImageConfiguration,
     /// The digest of its manifest for this platform.
     pub manifest: Digest,
-    /// Whether the garbage collection of the kubelet has to leave it alone (CRI `pinned`).
-    pub pinned: bool,
     /// When it was last pulled or loaded, in Unix nanoseconds: where two records claim a tag, the younger has it.
     pub(crate) updated: i64,
 }
@@ -46,7 +44,6 @@ struct Record {
     size: u64,
     layers: Vec<Digest>,
     manifest: Digest,
-    pinned: bool,
     updated: i64,
 }
 
@@ -72,8 +69,8 @@ pub(crate) enum RecordError {
 }
 
 impl Image {
-    /// Writes the image's record: the moment from which the image exists.
-    pub(crate) fn write(&self, temporary: &Path, place: &Path) -> io::Result<()> {
+    /// Makes the image's record: the image exists from the moment on when it is in its place.
+    pub(crate) fn record(&self) -> serde_json::Result<Vec<u8>> {
         let record = Record {
             version: VERSION,
             id: self.id.clone(),
@@ -82,10 +79,16 @@ impl Image {
             size: self.size,
             layers: self.layers.clone(),
             manifest: self.manifest.clone(),
-            pinned: self.pinned,
             updated: self.updated,
         };
-        content::write_synced(temporary, place, &serde_json::to_vec(&record)?)
+        serde_json::to_vec(&record)
+    }
+
+    /// Returns the documents that its names and its processes need: manifest, configuration, and what its names with a
+    /// digest name, which may be an index.
+    pub(crate) fn documents(&self) -> impl Iterator<Item = Digest> + '_ {
+        let named = self.digests.iter().filter_map(|name| name.rsplit_once('@')?.1.parse().ok());
+        [self.id.clone(), self.manifest.clone()].into_iter().chain(named)
     }
 
     /// Reads a record and its configuration, and makes sure that all layers are there.
@@ -123,7 +126,6 @@ impl Image {
             layers: record.layers,
             config,
             manifest: record.manifest,
-            pinned: record.pinned,
             updated: record.updated,
         })
     }

@@ -9,14 +9,16 @@ use podwright_layer::{Located, ReadFileError};
 use podwright_registry::Credentials;
 use tokio::sync::watch;
 
+use crate::collect::Collected;
 use crate::image::Image;
 use crate::join::Joint;
 use crate::load::{self, LoadError};
+use crate::pinned::Pinned;
 use crate::places::Places;
 use crate::progress::PullProgress;
 use crate::pull::Puller;
 use crate::pull_error::PullError;
-use crate::store::{Collected, Lease, Store, StoreError};
+use crate::store::{Lease, Store, StoreError};
 use crate::usage::Usage;
 
 /// The images of this node. Clones are the same.
@@ -28,6 +30,7 @@ pub struct Images {
 struct Inner {
     puller: Puller,
     joint: Joint,
+    pinned: Pinned,
 }
 
 impl std::fmt::Debug for Images {
@@ -43,8 +46,9 @@ impl Images {
     /// # Errors
     /// When a directory cannot be made, read or cleared.
     pub fn open(layout: &Layout, config: &Registry) -> Result<Self, StoreError> {
-        let store = Arc::new(Store::open(Places::new(layout))?);
-        Ok(Self { inner: Arc::new(Inner { puller: Puller::new(store, config), joint: Joint::default() }) })
+        let store = Arc::new(Store::open(Places::new(layout), config.keep_layer_blobs)?);
+        let (puller, pinned) = (Puller::new(store, config), Pinned::new(&config.pinned_images));
+        Ok(Self { inner: Arc::new(Inner { puller, joint: Joint::default(), pinned }) })
     }
 
     fn store(&self) -> &Arc<Store> {
@@ -99,6 +103,11 @@ impl Images {
     /// Returns all images.
     pub fn list(&self) -> Vec<Arc<Image>> {
         self.store().list()
+    }
+
+    /// Tells whether the kubelet's garbage collection has to leave an image alone (CRI `Image.pinned`).
+    pub fn is_pinned(&self, image: &Image) -> bool {
+        self.inner.pinned.fits(image)
     }
 
     /// Removes an image with all its names, by any of them (CRI `RemoveImage`). Returns `false` when there is none.

@@ -5,22 +5,28 @@
 //!                                                └─► fetch: part (what has come), slots (one unpack per layer) ──► layer (unpack)
 //!   bundle (an archive's members) ─► load ──────────────────────────────────┘
 //!   store: image (records) · content (blobs) · snapshot (layer directories) · leases
+//!          publish (whole or not at all) · collect (what nobody needs) · layout (index.json, for other tools)
 //! ```
 //! How registries are spoken to is `podwright-registry`, how a layer's bytes become a directory `podwright-layer`.
 //! Only synced data is published: layers get their final names after one `syncfs`, the image's record comes last.
 //! What is leased stays, whoever removes its image. [`Images`] is the whole face of the crate.
 
+mod collect;
 mod content;
+mod durable;
 mod fetch;
 mod image;
 mod images;
 mod join;
+mod layout;
 mod load;
 mod manifest;
 mod part;
+mod pinned;
 mod places;
 mod platform;
 mod progress;
+mod publish;
 mod pull;
 mod pull_error;
 mod slots;
@@ -28,6 +34,7 @@ mod snapshot;
 mod store;
 mod usage;
 
+pub use collect::Collected;
 pub use image::Image;
 pub use images::Images;
 pub use load::LoadError;
@@ -38,7 +45,7 @@ pub use podwright_registry::{
 };
 pub use progress::{LayerProgress, LayerState, PullProgress};
 pub use pull_error::{PullClass, PullError};
-pub use store::{Collected, Lease, StoreError};
+pub use store::{Lease, StoreError};
 pub use usage::Usage;
 
 /// Why the images of this node cannot be opened.

@@ -2,6 +2,7 @@
 //! and the older form of `docker save`.
 
 use std::collections::{BTreeMap, HashSet};
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use oci_client::manifest::{
     OciImageManifest,
 };
 use podwright_base::Digest;
-use podwright_layer::{Bundle, BundleError, Expected, UnpackError};
+use podwright_layer::{Bundle, BundleError, Expected, Section, UnpackError};
 use podwright_registry::{Blob, Reference, ReferenceError};
 use serde::Deserialize;
 use tokio::sync::watch;
@@ -21,10 +22,11 @@ use crate::image::Image;
 use crate::manifest::{self, ManifestError, Parsed};
 use crate::platform::Host;
 use crate::progress::{LayerReport, LayerState, PullProgress};
+use crate::publish::Candidate;
 use crate::pull::{self, Puller};
 use crate::slots::Obtained;
 use crate::snapshot::Staged;
-use crate::store::{Candidate, StoreError};
+use crate::store::{Store, StoreError};
 
 /// An index may hold an index; how often.
 const DEEPEST_INDEX: usize = 4;
@@ -122,6 +124,8 @@ struct Found {
     /// Names with a digest are only true where the manifest is a registry's.
     name_digest: Option<Digest>,
     manifest: Vec<u8>,
+    /// What leads to the manifest.
+    index: Option<Vec<u8>>,
     config: Vec<u8>,
     config_digest: Digest,
     /// Members with the layers, and the digests they must have where the archive says.
@@ -209,8 +213,11 @@ fn entry_image(bundle: &Bundle, entry: &ImageIndexEntry, host: &Host) -> Result<
         let manifest = blob(bundle, &digest)?;
         match manifest::parse(&manifest, media_type, host).map_err(|source| refused(digest.as_str(), source))? {
             Parsed::Image { config, layers } => {
+                let names = names(entry.annotations.as_ref())?;
                 return Ok(Found {
-                    names: names(entry.annotations.as_ref())?,
+                    // Only a name with its digest needs it.
+                    index: if names.is_empty() || top == digest { None } else { Some(blob(bundle, &top)?) },
+                    names,
                     name_digest: Some(top),
                     manifest,
                     config: blob(bundle, &config.digest)?,
@@ -261,6 +268,7 @@ fn saved(bundle: &Bundle) -> Result<Vec<Found>, LoadError> {
         images.push(Found {
             names: tags.iter().map(|tag| podwright_registry::normalize(tag)).collect::<Result<_, _>>()?,
             name_digest: None,
+            index: None,
             manifest: serde_json::to_vec(&manifest)
                 .map_err(|source| LoadError::Parse { name: image.config.clone(), source })?,
             config,
@@ -302,10 +310,9 @@ async fn one(
         layers: diff_ids,
         config,
         manifest: manifest_digest,
-        pinned: false,
         updated: pull::now(),
     };
-    let candidate = Candidate { image, manifest: found.manifest, config: found.config, staged };
+    let candidate = Candidate { image, manifest: found.manifest, config: found.config, index: found.index, staged };
     let store = Arc::clone(&puller.store);
     blocking(move || {
         let published = store.publish(&candidate);
@@ -342,11 +349,18 @@ async fn layers(
             let (section, _) = bundle.open_member(name).ok_or_else(|| LoadError::Missing { name: name.clone() })?;
             let expected = Expected { blob: digest.clone(), diff_id: diff_id.clone() };
             let store = Arc::clone(&puller.store);
+            let again = if store.keeps_layer_blobs() { bundle.open_member(name) } else { None };
             blocking(move || {
-                fetch::stage(&store, section, &expected).map_err(|error| match error {
+                let staged = fetch::stage(&store, section, &expected).map_err(|error| match error {
                     StageError::Unpack(source) => LoadError::Unpack { layer: expected.diff_id.clone(), source },
                     StageError::Io(source) => LoadError::Stage { layer: expected.diff_id.clone(), source },
-                })
+                })?;
+                // A blob that the archive does not name may be compressed otherwise than the manifest says.
+                if let (Some((section, _)), Some(blob)) = (again, &expected.blob) {
+                    keep(&store, section, blob, &staged)
+                        .map_err(|source| LoadError::Stage { layer: expected.diff_id.clone(), source })?;
+                }
+                Ok(staged)
             })
             .await
         };
@@ -359,6 +373,20 @@ async fn layers(
         }
     }
     Ok(all)
+}
+
+/// Copies a layer's bytes out of the archive, to be published with the layer.
+fn keep(store: &Store, mut section: Section, blob: &Digest, staged: &Staged) -> io::Result<()> {
+    let (temporary, part) = (store.content().temporary("blob"), store.content().part(blob));
+    let copied = File::create(&temporary)
+        .and_then(|mut file| io::copy(&mut section, &mut file))
+        .and_then(|_| fs::rename(&temporary, &part));
+    match copied {
+        Ok(()) => staged.keep(blob.clone(), part),
+        // The first error is the one that matters; the next start clears what stays.
+        Err(_) => drop(fs::remove_file(&temporary)),
+    }
+    copied
 }
 
 fn document(bundle: &Bundle, name: &str) -> Result<Vec<u8>, LoadError> {

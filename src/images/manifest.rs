@@ -166,6 +166,16 @@ fn image(bytes: &[u8]) -> Result<Parsed, ManifestError> {
     Ok(Parsed::Image { config, layers })
 }
 
+/// Returns the layers of a manifest that was checked when its image came, bottom first.
+pub(crate) fn layers(manifest: &[u8]) -> Vec<Blob> {
+    #[derive(Deserialize)]
+    struct Layers {
+        layers: Vec<OciDescriptor>,
+    }
+    let parsed = serde_json::from_slice::<Layers>(manifest);
+    parsed.map(|manifest| manifest.layers.iter().flat_map(blob).collect()).unwrap_or_default()
+}
+
 fn layer(descriptor: &OciDescriptor) -> Result<Blob, ManifestError> {
     let (digest, media_type) = (descriptor.digest.clone(), descriptor.media_type.clone());
     match media_type.as_str() {

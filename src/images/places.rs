@@ -1,7 +1,8 @@
 //! What is inside the directories that images own: `content/`, `layers/` and `images/` of the layout.
 //!
 //! ```text
-//! content/oci-layout, content/blobs/sha256/<hex>     manifests and configurations
+//! content/oci-layout, content/index.json             an OCI image layout, for other tools
+//! content/blobs/sha256/<hex>                         manifests, indexes and configurations; layers' where they are kept
 //! content/ingest/                                    what is being written
 //! layers/<diffID hex>/ and layers/<diffID hex>.json  a whole layer and its facts: either both are there or it is none
 //! layers/.new-<n>-<diffID hex>/, .json               being unpacked
@@ -52,6 +53,10 @@ impl Places {
 
     pub(crate) fn blob(&self, digest: &Digest) -> PathBuf {
         self.blobs().join(digest.hex())
+    }
+
+    pub(crate) fn index(&self) -> PathBuf {
+        self.content.join("index.json")
     }
 
     pub(crate) fn ingest(&self) -> PathBuf {

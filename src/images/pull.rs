@@ -15,9 +15,10 @@ use crate::manifest::{self, ManifestError, Parsed};
 use crate::part::Parts;
 use crate::platform::Host;
 use crate::progress::{LayerProgress, LayerState, PullProgress};
+use crate::publish::Candidate;
 use crate::pull_error::PullError;
 use crate::slots::Slots;
-use crate::store::{Candidate, Store};
+use crate::store::Store;
 
 /// Bound on an image's configuration; real ones are a few kilobytes.
 const LONGEST_CONFIG: usize = 8 << 20;
@@ -77,6 +78,7 @@ impl One<'_> {
         let host = Host::current();
         let top = self.session.manifest(self.reference.digest()).await.map_err(|source| self.registry(source))?;
         let name_digest = self.reference.with_digest(&top.digest);
+        let top_bytes = top.bytes.clone();
         let (document, config, layers) = self.resolve(top, &host).await?;
         let bytes = self.session.blob(&config, LONGEST_CONFIG).await.map_err(|source| self.registry(source))?;
         let parsed = manifest::configuration(&bytes, layers.len(), &host);
@@ -94,11 +96,11 @@ impl One<'_> {
                 layers: diff_ids,
                 config: configuration,
                 manifest: document.digest,
-                pinned: false,
                 updated: now(),
             },
             manifest: document.bytes.to_vec(),
             config: bytes.to_vec(),
+            index: (top_bytes != document.bytes).then(|| top_bytes.to_vec()),
             staged,
         };
         let store = Arc::clone(&self.puller.store);

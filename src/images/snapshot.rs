@@ -8,10 +8,11 @@
 //! happened to the host. Facts beside it (`<hex>.json`) are renamed into place first: a directory without them is
 //! none. Names that begin with a dot are cleared when the daemon starts.
 
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use podwright_base::Digest;
@@ -33,6 +34,8 @@ pub(crate) struct Staged {
     diff_id: Digest,
     directory: PathBuf,
     facts: PathBuf,
+    amount: OnceLock<Amount>,
+    kept: OnceLock<(Digest, PathBuf)>,
     published: AtomicBool,
 }
 
@@ -82,6 +85,8 @@ impl Layers {
             diff_id: diff_id.clone(),
             directory: self.places.new_layer(number, diff_id),
             facts: self.places.new_layer_facts(number, diff_id),
+            amount: OnceLock::new(),
+            kept: OnceLock::new(),
             published: AtomicBool::new(false),
         };
         DirBuilder::new().mode(0o700).create(&staged.directory)?;
@@ -89,11 +94,6 @@ impl Layers {
         let mode = <fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o755);
         fs::set_permissions(&staged.directory, mode)?;
         Ok(staged)
-    }
-
-    /// Syncs the file system that holds the layers: everything staged, at once.
-    pub(crate) fn sync(&self) -> io::Result<()> {
-        Ok(rustix::fs::syncfs(File::open(self.places.layers())?)?)
     }
 
     /// Gives a staged and synced layer its final name. One that another pull has published meanwhile stays.
@@ -106,11 +106,6 @@ impl Layers {
         fs::rename(&staged.directory, place)?;
         staged.published.store(true, Ordering::Release);
         Ok(())
-    }
-
-    /// Makes the final names durable.
-    pub(crate) fn sync_names(&self) -> io::Result<()> {
-        File::open(self.places.layers())?.sync_all()
     }
 
     /// Takes a layer's final name away and returns where its files are; quick, unlike their removal.
@@ -129,9 +124,30 @@ impl Staged {
         &self.directory
     }
 
+    pub(crate) fn diff_id(&self) -> &Digest {
+        &self.diff_id
+    }
+
     /// Writes down what the layer takes, before the sync.
     pub(crate) fn finish(&self, amount: Amount) -> io::Result<()> {
-        fs::write(&self.facts, serde_json::to_vec(&amount)?)
+        fs::write(&self.facts, serde_json::to_vec(&amount)?)?;
+        self.amount.get_or_init(|| amount);
+        Ok(())
+    }
+
+    /// Returns what the layer takes, nothing before it is finished.
+    pub(crate) fn amount(&self) -> Amount {
+        self.amount.get().copied().unwrap_or_default()
+    }
+
+    /// Has the layer's blob published with it, from the file `bytes`, which stays where it is until then.
+    pub(crate) fn keep(&self, blob: Digest, bytes: PathBuf) {
+        self.kept.get_or_init(|| (blob, bytes));
+    }
+
+    /// Returns the blob that is to be published with the layer.
+    pub(crate) fn kept(&self) -> Option<&(Digest, PathBuf)> {
+        self.kept.get()
     }
 
     /// Removes it here and now.

@@ -11,13 +11,11 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use podwright_base::Digest;
-use podwright_layer::Amount;
 
 use crate::content::Content;
 use crate::image::{self, Image};
 use crate::places::Places;
-use crate::snapshot::{self, Layers, Staged};
-use crate::usage::Usage;
+use crate::snapshot::{self, Layers};
 
 /// Digits of an image id from which on a prefix names it.
 const SHORTEST_PREFIX: usize = 12;
@@ -29,15 +27,6 @@ pub struct StoreError {
     step: &'static str,
     path: PathBuf,
     source: io::Error,
-}
-
-/// What [`crate::Images::collect`] has removed.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Collected {
-    /// Layers.
-    pub layers: usize,
-    /// Manifests and configurations.
-    pub blobs: usize,
 }
 
 /// Holds layers until dropped: they stay although their image is removed.
@@ -52,33 +41,26 @@ pub(crate) struct Store {
     places: Places,
     layers: Layers,
     content: Content,
+    keep_layer_blobs: bool,
     publication: Mutex<()>,
     state: Mutex<State>,
 }
 
 #[derive(Debug, Default)]
-struct State {
-    images: BTreeMap<Digest, Arc<Image>>,
+pub(crate) struct State {
+    pub(crate) images: BTreeMap<Digest, Arc<Image>>,
     leases: HashMap<Digest, usize>,
     /// Whether all leases from before a restart are known again: until then no unnamed layer may go.
-    settled: bool,
+    pub(crate) settled: bool,
 }
 
-/// A pulled or loaded image that has no record yet.
-pub(crate) struct Candidate {
-    pub(crate) image: Image,
-    pub(crate) manifest: Vec<u8>,
-    pub(crate) config: Vec<u8>,
-    pub(crate) staged: Vec<Arc<Staged>>,
-}
-
-fn at<T>(step: &'static str, path: impl Into<PathBuf>, result: io::Result<T>) -> Result<T, StoreError> {
+pub(crate) fn at<T>(step: &'static str, path: impl Into<PathBuf>, result: io::Result<T>) -> Result<T, StoreError> {
     result.map_err(|source| StoreError { step, path: path.into(), source })
 }
 
 impl Store {
     /// Makes directories, clears what a killed daemon left half done, and reads the records.
-    pub(crate) fn open(places: Places) -> Result<Self, StoreError> {
+    pub(crate) fn open(places: Places, keep_layer_blobs: bool) -> Result<Self, StoreError> {
         places.create().map_err(|(path, source)| StoreError { step: "make", path, source })?;
         let (layers, content) = (Layers::new(places.clone()), Content::new(places.clone()));
         at("clear", places.ingest(), content.sweep())?;
@@ -100,7 +82,9 @@ impl Store {
         }
         let images = settle_names(images);
         let state = Mutex::new(State { images, ..State::default() });
-        Ok(Self { places, layers, content, publication: Mutex::new(()), state })
+        let store = Self { places, layers, content, keep_layer_blobs, publication: Mutex::new(()), state };
+        store.restore_index()?;
+        Ok(store)
     }
 
     /// Looks for a whole layer; one that the caller has leased stays.
@@ -117,16 +101,21 @@ impl Store {
         &self.content
     }
 
+    /// Tells whether layers' blobs are kept once they are unpacked.
+    pub(crate) fn keeps_layer_blobs(&self) -> bool {
+        self.keep_layer_blobs
+    }
+
     pub(crate) fn places(&self) -> &Places {
         &self.places
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
         // Nothing below panics between two writes to the state, so a poisoned one is whole.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn publication(&self) -> MutexGuard<'_, ()> {
+    pub(crate) fn publication(&self) -> MutexGuard<'_, ()> {
         self.publication.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -151,117 +140,6 @@ impl Store {
         self.state().lease(layers);
         Lease { store: Arc::clone(self), layers: layers.to_vec() }
     }
-
-    /// Publishes an image: sync, names, record. Returns it merged with what the node knew of it already.
-    pub(crate) fn publish(&self, candidate: &Candidate) -> Result<Arc<Image>, StoreError> {
-        let layers = self.places.layers();
-        if !candidate.staged.is_empty() {
-            at("sync the file system of", layers, self.layers.sync())?;
-        }
-        let _publication = self.publication();
-        for staged in &candidate.staged {
-            at("publish the layer", staged.directory(), self.layers.publish(staged))?;
-        }
-        at("sync", layers, self.layers.sync_names())?;
-        let image = &candidate.image;
-        for (digest, bytes) in [(&image.manifest, &candidate.manifest), (&image.id, &candidate.config)] {
-            at("write the blob", self.places.blob(digest), self.content.put(digest, bytes))?;
-        }
-        let mut image = image.clone();
-        if let Some(known) = self.state().images.get(&image.id) {
-            merge(&mut image.tags, &known.tags);
-            merge(&mut image.digests, &known.digests);
-            image.pinned |= known.pinned;
-        }
-        let mut amount = Amount::default();
-        for layer in image.layers.iter().collect::<HashSet<_>>() {
-            amount.add(self.layers.amount(layer).unwrap_or_default());
-        }
-        image.size = amount.bytes;
-        self.write(&image)?;
-        let image = Arc::new(image);
-        let others = {
-            let mut state = self.state();
-            state.images.insert(image.id.clone(), Arc::clone(&image));
-            state.take_tags(&image)
-        };
-        // A record that is lost here names a tag twice; the next start gives it to the younger image.
-        for other in others {
-            self.write(&other)?;
-        }
-        Ok(image)
-    }
-
-    fn write(&self, image: &Image) -> Result<(), StoreError> {
-        let place = self.places.record(&image.id);
-        at("write the image record", &place, image.write(&self.content.temporary(image.id.hex()), &place))
-    }
-
-    /// Removes an image with all its names; its layers go with the last lease.
-    pub(crate) fn remove(&self, name: &str) -> Result<bool, StoreError> {
-        let publication = self.publication();
-        let Some(image) = self.find(name) else { return Ok(false) };
-        let place = self.places.record(&image.id);
-        at("remove the image record", &place, fs::remove_file(&place))?;
-        // The record must not come back after a power cut that finds its layers gone.
-        at("sync", self.places.images(), fs::File::open(self.places.images()).and_then(|dir| dir.sync_all()))?;
-        self.state().images.remove(&image.id);
-        drop(publication);
-        self.sweep(&image.layers)?;
-        self.sweep_blobs()?;
-        Ok(true)
-    }
-
-    /// Removes all that no image and no lease needs. From the first call on, layers also go with their last lease.
-    pub(crate) fn collect(&self) -> Result<Collected, StoreError> {
-        self.state().settled = true;
-        let layers = at("list", self.places.layers(), self.layers.list())?;
-        Ok(Collected { layers: self.sweep(&layers)?, blobs: self.sweep_blobs()? })
-    }
-
-    fn sweep(&self, layers: &[Digest]) -> Result<usize, StoreError> {
-        let mut retired = Vec::new();
-        {
-            let _publication = self.publication();
-            let state = self.state();
-            for layer in layers.iter().filter(|layer| state.is_free(layer)) {
-                if self.layers.amount(layer).is_some() {
-                    retired.push(at("remove the layer", self.places.layer(layer), self.layers.retire(layer))?);
-                }
-            }
-        }
-        for path in &retired {
-            at("remove", path, podwright_layer::remove_path(path))?;
-        }
-        Ok(retired.len())
-    }
-
-    fn sweep_blobs(&self) -> Result<usize, StoreError> {
-        let _publication = self.publication();
-        let needed: HashSet<Digest> =
-            self.list().iter().flat_map(|image| [image.id.clone(), image.manifest.clone()]).collect();
-        let mut removed = 0;
-        for (digest, _) in at("list", self.places.blobs(), self.content.list())? {
-            if !needed.contains(&digest) {
-                at("remove the blob", self.places.blob(&digest), self.content.remove(&digest))?;
-                removed += 1;
-            }
-        }
-        Ok(removed)
-    }
-
-    /// Adds up what layers and blobs take.
-    pub(crate) fn usage(&self) -> Usage {
-        let mut amount = Amount::default();
-        // ImageFsInfo never fails: what cannot be listed counts as nothing.
-        for layer in self.layers.list().unwrap_or_default() {
-            amount.add(self.layers.amount(&layer).unwrap_or_default());
-        }
-        for (_, length) in self.content.list().unwrap_or_default() {
-            amount.add_file(length);
-        }
-        Usage { bytes: amount.bytes, inodes: amount.inodes, mountpoint: self.places.layers().to_owned() }
-    }
 }
 
 impl State {
@@ -271,7 +149,7 @@ impl State {
         }
     }
 
-    fn is_free(&self, layer: &Digest) -> bool {
+    pub(crate) fn is_free(&self, layer: &Digest) -> bool {
         self.settled
             && !self.leases.contains_key(layer)
             && !self.images.values().any(|image| image.layers.contains(layer))
@@ -307,34 +185,12 @@ impl State {
             _ => None,
         }
     }
-
-    /// Takes an image's tags from all others and returns those that lost one.
-    fn take_tags(&mut self, owner: &Image) -> Vec<Arc<Image>> {
-        let mut changed = Vec::new();
-        for image in self.images.values_mut().filter(|image| image.id != owner.id) {
-            if image.tags.iter().any(|tag| owner.tags.contains(tag)) {
-                let mut copy = Image::clone(image);
-                copy.tags.retain(|tag| !owner.tags.contains(tag));
-                *image = Arc::new(copy);
-                changed.push(Arc::clone(image));
-            }
-        }
-        changed
-    }
 }
 
 impl Image {
     fn is_named(&self, name: &str) -> bool {
         let of_name = |whole: &String, mark| whole.strip_prefix(name).is_some_and(|rest| rest.starts_with(mark));
         self.tags.iter().any(|tag| of_name(tag, ':')) || self.digests.iter().any(|digest| of_name(digest, '@'))
-    }
-}
-
-fn merge(names: &mut Vec<String>, known: &[String]) {
-    for name in known {
-        if !names.contains(name) {
-            names.push(name.clone());
-        }
     }
 }
 

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::now;
 
 /// Makes an image as lists and its status hold it.
-pub(crate) fn image(image: &Image) -> v1::Image {
+pub(crate) fn image(image: &Image, pinned: bool) -> v1::Image {
     let user = image.config.config().as_ref().and_then(|config| config.user().as_deref()).unwrap_or_default();
     let (uid, username) = user_of(user);
     v1::Image {
@@ -19,7 +19,7 @@ pub(crate) fn image(image: &Image) -> v1::Image {
         uid,
         username,
         spec: Some(v1::ImageSpec { image: image.id.to_string(), ..Default::default() }),
-        pinned: image.pinned,
+        pinned,
     }
 }
 

@@ -21,7 +21,7 @@ fn blob(tar: Tar, bytes: &[u8]) -> Tar {
 }
 
 /// An OCI layout whose index comes last, as a stream may have it.
-fn oci(images: &[(&TestImage, serde_json::Value)]) -> Tar {
+pub(crate) fn oci(images: &[(&TestImage, serde_json::Value)]) -> Tar {
     let mut tar = Tar::default().file("oci-layout", r#"{"imageLayoutVersion":"1.0.0"}"#);
     let mut entries = Vec::new();
     for (image, annotations) in images {

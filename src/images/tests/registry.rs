@@ -312,7 +312,7 @@ fn respond(status: u16, headers: &[(&'static str, String)], body: Bytes) -> Resp
 pub(crate) struct Node {
     pub(crate) dir: tempfile::TempDir,
     pub(crate) images: Images,
-    config: Config,
+    pub(crate) config: Config,
 }
 
 impl Node {
