@@ -9,9 +9,10 @@ use serde_json::{Value, json};
 
 use crate::lab::Node;
 use crate::lab::archive::{Format, Image, Layer, Packing};
-use crate::lab::cri::container;
+use crate::lab::cri::{container, eventually};
 use crate::lab::node::image;
 use crate::lab::registry::{Access, Registry};
+use crate::lab::relay::Relay;
 
 #[tokio::test]
 async fn every_packing_of_a_real_registry_is_pulled() {
@@ -53,6 +54,40 @@ async fn concurrent_pulls_of_one_image_fetch_it_once() {
     let (one, two) = tokio::join!(node.pull("count.test/app:1"), node.pull("count.test/app:1"));
     assert_eq!(one.expect("PullImage"), two.expect("PullImage"));
     assert_eq!(registry.count("GET", &format!("/blobs/{}", packed.layers[0])), 1);
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn a_killed_pull_fetches_only_the_rest() {
+    const BEFORE: u64 = 12 << 20;
+    let node = Node::start().await;
+    let relay = Relay::start(&std::env::var("PODWRIGHT_TEST_REGISTRY").expect("set by hack/test")).await;
+    node.map_host("relay.test", &relay.url());
+    let name = "relay.test/postgres:latest";
+    node.pull(name).await.expect("PullImage");
+    let all = relay.sent();
+    assert!(all > 2 * BEFORE, "{all} bytes are not enough to stop in the middle");
+    node.remove_image(name).await.expect("RemoveImage");
+
+    relay.allow(BEFORE);
+    tokio::select! {
+        pulled = node.pull(name) => panic!("it is stopped in the middle: {pulled:?}"),
+        () = relay.exhausted() => {}
+    }
+    // What the kernel still holds for the daemon dies with it: it takes all first.
+    let ingest = node.layout().content().join("ingest");
+    let kept =
+        || fs::read_dir(&ingest).into_iter().flatten().flatten().filter_map(|entry| Some(entry.metadata().ok()?.len()));
+    eventually("the daemon has taken what was sent", async || (kept().sum::<u64>() > BEFORE - (1 << 20)).then_some(()))
+        .await;
+    node.kill().await;
+    relay.open();
+    node.launch().await;
+    assert!(node.image_status(name).await.is_none());
+    node.pull(name).await.expect("PullImage after the crash");
+    // What was under way between the two is all that is sent twice.
+    assert!(relay.sent() < all + (2 << 20), "{} bytes for an image of {all}", relay.sent());
+    assert_eq!(kept().count(), 0, "a part stayed");
     node.finish().await;
 }
 

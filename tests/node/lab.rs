@@ -5,6 +5,7 @@ pub(crate) mod cri;
 pub(crate) mod log;
 pub(crate) mod node;
 pub(crate) mod registry;
+pub(crate) mod relay;
 pub(crate) mod residue;
 pub(crate) mod tcp;
 
