@@ -3,6 +3,7 @@
 pub(crate) mod image;
 mod layout;
 mod load;
+mod power_cut;
 mod pull;
 mod pull_auth;
 mod pull_faults;

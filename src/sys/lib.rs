@@ -13,6 +13,8 @@ pub mod idle_memory;
 pub mod loopback;
 pub mod mount;
 pub mod netns;
+#[cfg(feature = "testing")]
+pub mod power_cut;
 pub mod rlimit;
 pub mod seccomp;
 pub mod signalling;
