@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::io::{self, Read};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
@@ -28,12 +29,20 @@ pub(crate) struct Fetch<'a> {
     pub(crate) session: &'a Arc<Session>,
     /// The image, for errors.
     pub(crate) name: &'a str,
+    /// Bytes that came from registries.
+    pub(crate) fetched: AtomicU64,
+    /// Bytes that had come before, with a pull that did not end.
+    pub(crate) resumed: AtomicU64,
 }
 
 /// Lives as long as a thread unpacks: when the last is gone, nobody writes any more.
 type Busy = mpsc::Sender<()>;
 
-impl Fetch<'_> {
+impl<'a> Fetch<'a> {
+    pub(crate) fn new(puller: &'a Puller, session: &'a Arc<Session>, name: &'a str) -> Self {
+        Self { puller, session, name, fetched: AtomicU64::new(0), resumed: AtomicU64::new(0) }
+    }
+
     /// Brings all layers, each once, some at a time. The first failure stops the others, and is told when they have
     /// stopped.
     pub(crate) async fn layers(
@@ -145,8 +154,15 @@ impl Fetch<'_> {
             let _busy = busy;
             unpack(&store, Feed::new(part, receiver), &expected)
         });
-        let reader = Reader { sink, progress: &|bytes| report.done(bytes) };
+        let came = AtomicU64::new(resumed);
+        let told = |bytes| {
+            came.store(bytes, Ordering::Relaxed);
+            report.done(bytes);
+        };
+        let reader = Reader { sink, progress: &told };
         let fetched = self.session.stream(blob, resumed, &reader).await;
+        self.fetched.fetch_add(came.load(Ordering::Relaxed) - resumed, Ordering::Relaxed);
+        self.resumed.fetch_add(resumed, Ordering::Relaxed);
         drop(reader);
         if fetched.is_ok() {
             report.state(LayerState::Unpacking);

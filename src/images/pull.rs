@@ -85,7 +85,7 @@ impl One<'_> {
         let (configuration, diff_ids) = parsed.map_err(|source| self.manifest(&config.digest, source))?;
         // From here on, what is there of the image stays.
         let lease = self.puller.store.lease(&diff_ids);
-        let fetch = Fetch { puller: self.puller, session: &self.session, name: &self.name };
+        let fetch = Fetch::new(self.puller, &self.session, &self.name);
         let staged = fetch.layers(&layers, &diff_ids, &self.progress).await?;
         let candidate = Candidate {
             image: Image {
@@ -110,7 +110,10 @@ impl One<'_> {
             published
         });
         let published = published.await.map_err(|_| PullError::Aborted { reference: self.name.clone() })?;
-        published.map_err(|source| PullError::Store { reference: self.name.clone(), source })
+        let image = published.map_err(|source| PullError::Store { reference: self.name.clone(), source })?;
+        let (fetched_bytes, resumed_bytes) = (fetch.fetched.into_inner(), fetch.resumed.into_inner());
+        tracing::info!(image = %self.name, id = %image.id, layers = layers.len(), fetched_bytes, resumed_bytes, "pulled");
+        Ok(image)
     }
 
     /// Goes from an index to the manifest for this host.
