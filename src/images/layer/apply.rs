@@ -26,6 +26,9 @@ const WHITEOUT: &[u8] = b".wh.";
 const WHITEOUT_META: &[u8] = b".wh..wh.";
 const WHITEOUT_OPAQUE: &[u8] = b".wh..wh..opq";
 const BUFFER: usize = 128 << 10;
+/// The bits of a mode that chmod sets, and those of them that a new file may have from the start.
+const MODE: u32 = 0o7777;
+const PERMISSIONS: u32 = 0o777;
 
 /// Why a layer could not be applied.
 #[derive(Debug, thiserror::Error)]
@@ -299,10 +302,7 @@ impl Applier<'_> {
         sparse: Option<&Map>,
         data: &mut Members<impl Read>,
     ) -> Result<(), Fault> {
-        self.clear(parent, name)?;
-        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = step("make the file", rustix::fs::openat(parent, name, flags, Mode::from_raw_mode(0o600)))?;
-        let mut file = File::from(fd);
+        let mut file = self.make_file(parent, name, member)?;
         match sparse {
             None => self.write(data, |bytes| file.write_all(bytes))?,
             Some(map) => {
@@ -318,16 +318,36 @@ impl Applier<'_> {
             }
         }
         self.amount.add_file(size);
+        // Each of these two calls makes the file system write the inode once more, and most files need neither.
+        let made = step("look at the file", rustix::fs::fstat(&file))?;
         // Changing the owner clears the setuid bits and file capabilities: they come after it.
-        let owner = rustix::fs::fchown(&file, Some(Uid::from_raw(member.uid)), Some(Gid::from_raw(member.gid)));
-        step("set the owner", owner)?;
-        step("set the mode", rustix::fs::fchmod(&file, Mode::from_raw_mode(member.mode)))?;
+        if (made.st_uid, made.st_gid) != (member.uid, member.gid) {
+            let owner = rustix::fs::fchown(&file, Some(Uid::from_raw(member.uid)), Some(Gid::from_raw(member.gid)));
+            step("set the owner", owner)?;
+        }
+        if made.st_mode & MODE != member.mode {
+            step("set the mode", rustix::fs::fchmod(&file, Mode::from_raw_mode(member.mode)))?;
+        }
         for (key, value) in &member.xattrs {
             let set = rustix::fs::fsetxattr(&file, key.as_slice(), value, XattrFlags::empty());
             xattr(key, set.map_err(io::Error::from))?;
         }
         step("set the time", rustix::fs::futimens(&file, &times(member.mtime)))?;
         Ok(())
+    }
+
+    /// Makes an empty file. Its owner and mode may be wrong still; nobody but root reaches a layer that is being unpacked.
+    fn make_file(&mut self, parent: &OwnedFd, name: &[u8], member: &Member) -> Result<File, EntryError> {
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let open = || rustix::fs::openat(parent, name, flags, Mode::from_raw_mode(member.mode & PERMISSIONS));
+        let made = match open() {
+            Err(Errno::EXIST) => {
+                self.clear(parent, name)?;
+                open()
+            }
+            made => made,
+        };
+        Ok(File::from(step("make the file", made)?))
     }
 
     fn write(&mut self, data: &mut impl Read, mut sink: impl FnMut(&[u8]) -> io::Result<()>) -> Result<(), Fault> {
