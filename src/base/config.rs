@@ -180,6 +180,8 @@ pub struct Registry {
     pub keep_layer_blobs: bool,
     /// Names of images that the kubelet's garbage collection leaves alone, `*` standing for any characters.
     pub pinned_images: Vec<String>,
+    /// Policy that pulled images are judged by, as containers-policy.json(5); unset: every image is accepted.
+    pub signature_policy: Option<PathBuf>,
 }
 
 impl Default for Registry {
@@ -195,6 +197,7 @@ impl Default for Registry {
             max_ranges_per_layer: 3,
             keep_layer_blobs: false,
             pinned_images: Vec::new(),
+            signature_policy: None,
         }
     }
 }

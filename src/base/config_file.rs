@@ -65,6 +65,11 @@ pub fn check(config: &Config) -> Result<(), ConfigError> {
             return unusable(key, format!("{path:?}"), "it takes an absolute path");
         }
     }
+    if let Some(path) = &config.registry.signature_policy
+        && !path.is_absolute()
+    {
+        return unusable("registry.signature_policy", format!("{path:?}"), "it takes an absolute path");
+    }
     if config.registry.max_concurrent_layers == 0 {
         return unusable("registry.max_concurrent_layers", "0".to_owned(), "it takes 1 or more");
     }

@@ -31,6 +31,7 @@ pub(crate) fn of_pull(error: &PullError) -> Status {
         PullClass::NotFound => (Code::NotFound, text),
         PullClass::Unauthorized => (Code::PermissionDenied, text),
         PullClass::Unavailable => (Code::Unknown, format!("RegistryUnavailable: {text}")),
+        PullClass::Untrusted => (Code::Unknown, format!("SignatureValidationFailed: {text}")),
         PullClass::Mismatch => (Code::DataLoss, text),
         PullClass::Unsupported => (Code::FailedPrecondition, text),
         PullClass::StorageFull => (Code::ResourceExhausted, text),
@@ -84,6 +85,8 @@ mod tests {
     use std::sync::Arc;
     use std::time::Duration;
 
+    use podwright_images::{PolicyError, Refusal, RegistryError, TrustError};
+
     use super::*;
 
     #[test]
@@ -127,6 +130,29 @@ mod tests {
         let status = of_pull(&PullError::Reference(error));
         assert_eq!(status.code(), Code::InvalidArgument);
         assert!(status.message().starts_with("image.image: \"example.org/UPPER\""), "{}", status.message());
+    }
+
+    #[test]
+    fn the_kubelets_words_come_first() {
+        let host = || "https://r.io".to_owned();
+        let away = RegistryError::Stalled { host: host(), seconds: 30 };
+        let status = of_pull(&PullError::Registry { reference: "r.io/x:1".to_owned(), source: away });
+        assert_eq!((status.code(), status.message().split(' ').next()), (Code::Unknown, Some("RegistryUnavailable:")));
+        let policy = PolicyError::Value { path: "/p.json".into(), at: "default".to_owned(), problem: "no".to_owned() };
+        for source in [
+            TrustError::Policy(policy),
+            TrustError::Refused(Refusal::Rejected { policy: "/p.json".into(), scope: "default".to_owned() }),
+        ] {
+            let status = of_pull(&PullError::Trust { reference: "r.io/x:1".to_owned(), source });
+            assert_eq!(status.code(), Code::Unknown);
+            let (word, text) = status.message().split_once(": ").unwrap();
+            assert_eq!(word, "SignatureValidationFailed");
+            assert!(text.starts_with("pull r.io/x:1: ") && text.contains("/p.json"), "{text}");
+        }
+        let away = RegistryError::Stalled { host: host(), seconds: 30 };
+        let status =
+            of_pull(&PullError::Trust { reference: "r.io/x:1".to_owned(), source: TrustError::Registry(away) });
+        assert!(status.message().starts_with("RegistryUnavailable: "), "{}", status.message());
     }
 
     #[test]

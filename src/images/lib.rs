@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   registry (reference, hosts, session) ──► pull: manifest, platform
+//!                                                ├─► trust (signature policy), before any blob
 //!                                                └─► fetch: part (what has come), slots (one unpack per layer) ──► layer (unpack)
 //!   bundle (an archive's members) ─► load ──────────────────────────────────┘
 //!   store: image (records) · content (blobs) · snapshot (layer directories) · leases
@@ -32,6 +33,7 @@ mod pull_error;
 mod slots;
 mod snapshot;
 mod store;
+mod trust;
 mod usage;
 
 pub use collect::Collected;
@@ -43,9 +45,11 @@ pub use podwright_layer::{Located, ReadFileError, UnpackError};
 pub use podwright_registry::{
     Credentials, CredentialsError, Reference, ReferenceError, RegistryError, What, normalize,
 };
+pub use podwright_signature::{PolicyError, Refusal};
 pub use progress::{LayerProgress, LayerState, PullProgress};
 pub use pull_error::{PullClass, PullError};
 pub use store::{Lease, StoreError};
+pub use trust::TrustError;
 pub use usage::Usage;
 
 /// Why the images of this node cannot be opened.

@@ -19,6 +19,7 @@ use crate::publish::Candidate;
 use crate::pull_error::PullError;
 use crate::slots::Slots;
 use crate::store::Store;
+use crate::trust::{Trust, TrustError};
 
 /// Bound on an image's configuration; real ones are a few kilobytes.
 const LONGEST_CONFIG: usize = 8 << 20;
@@ -33,6 +34,7 @@ pub(crate) struct Puller {
     pub(crate) parts: Arc<Parts>,
     pub(crate) transport: Arc<Transport>,
     pub(crate) config_path: PathBuf,
+    pub(crate) trust: Trust,
     pub(crate) concurrency: usize,
 }
 
@@ -44,6 +46,7 @@ impl Puller {
             parts: Arc::default(),
             transport: Arc::new(Transport::new(config)),
             config_path: config.config_path.clone(),
+            trust: Trust::new(config.signature_policy.clone()),
             concurrency: config.max_concurrent_layers.max(1),
         }
     }
@@ -76,10 +79,13 @@ struct One<'a> {
 impl One<'_> {
     async fn run(&self) -> Result<Arc<Image>, PullError> {
         let host = Host::current();
+        let case = self.puller.trust.open(&self.reference).map_err(|source| self.trust(source))?;
         let top = self.session.manifest(self.reference.digest()).await.map_err(|source| self.registry(source))?;
-        let name_digest = self.reference.with_digest(&top.digest);
+        let named = top.digest.clone();
         let top_bytes = top.bytes.clone();
         let (document, config, layers) = self.resolve(top, &host).await?;
+        let judged = case.judge(&self.session, &named, &document.digest).await;
+        judged.map_err(|source| self.trust(source))?;
         let bytes = self.session.blob(&config, LONGEST_CONFIG).await.map_err(|source| self.registry(source))?;
         let parsed = manifest::configuration(&bytes, layers.len(), &host);
         let (configuration, diff_ids) = parsed.map_err(|source| self.manifest(&config.digest, source))?;
@@ -91,7 +97,7 @@ impl One<'_> {
             image: Image {
                 id: config.digest,
                 tags: tags(&self.reference),
-                digests: vec![name_digest],
+                digests: vec![self.reference.with_digest(&named)],
                 size: 0,
                 layers: diff_ids,
                 config: configuration,
@@ -134,6 +140,10 @@ impl One<'_> {
 
     fn registry(&self, source: RegistryError) -> PullError {
         PullError::Registry { reference: self.name.clone(), source }
+    }
+
+    fn trust(&self, source: TrustError) -> PullError {
+        PullError::Trust { reference: self.name.clone(), source }
     }
 
     fn manifest(&self, digest: &Digest, source: ManifestError) -> PullError {

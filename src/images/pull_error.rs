@@ -10,6 +10,7 @@ use podwright_registry::{CredentialsError, HostsError, ReferenceError, RegistryE
 
 use crate::manifest::ManifestError;
 use crate::store::StoreError;
+use crate::trust::TrustError;
 
 /// Why an image was not pulled; [`PullError::class`] sorts it for the CRI.
 #[derive(Debug, thiserror::Error)]
@@ -75,6 +76,14 @@ pub enum PullError {
         /// Why.
         source: StoreError,
     },
+    /// The node's signature policy does not let it in.
+    #[error("pull {reference}")]
+    Trust {
+        /// The image.
+        reference: String,
+        /// Why.
+        source: TrustError,
+    },
     /// The pull ended without a result: the daemon is going down.
     #[error("pull {reference}: it was broken off")]
     Aborted {
@@ -99,6 +108,8 @@ pub enum PullClass {
     Unavailable,
     /// What came is not what was named.
     Mismatch,
+    /// The signature policy does not let it in (CRI `SignatureValidationFailed`).
+    Untrusted,
     /// This node cannot use such an image.
     Unsupported,
     /// The disk or a quota is full.
@@ -115,22 +126,29 @@ impl PullError {
         }
         match self {
             Self::Reference(_) | Self::Credentials(_) => PullClass::Invalid,
-            Self::Registry { source, .. } => match source.decisive() {
-                RegistryError::NotFound { .. } => PullClass::NotFound,
-                RegistryError::Denied { .. } => PullClass::Unauthorized,
-                RegistryError::Auth { .. } if !source.is_transient() => PullClass::Unauthorized,
-                RegistryError::Digest { .. } | RegistryError::Length { .. } => PullClass::Mismatch,
-                RegistryError::TooLong { .. } => PullClass::Unsupported,
-                RegistryError::Request { .. } => PullClass::Unavailable,
-                _ if source.is_transient() => PullClass::Unavailable,
-                _ => PullClass::Internal,
-            },
+            Self::Registry { source, .. } | Self::Trust { source: TrustError::Registry(source), .. } => {
+                of_registry(source)
+            }
+            Self::Trust { .. } => PullClass::Untrusted,
             Self::Manifest { .. } => PullClass::Unsupported,
             Self::Unpack { source: UnpackError::Digest { .. } | UnpackError::DiffId { .. }, .. } => PullClass::Mismatch,
             Self::Unpack { .. } => PullClass::Unsupported,
             Self::Joined(error) => error.class(),
             Self::Hosts { .. } | Self::Stage { .. } | Self::Store { .. } | Self::Aborted { .. } => PullClass::Internal,
         }
+    }
+}
+
+fn of_registry(source: &RegistryError) -> PullClass {
+    match source.decisive() {
+        RegistryError::NotFound { .. } => PullClass::NotFound,
+        RegistryError::Denied { .. } => PullClass::Unauthorized,
+        RegistryError::Auth { .. } if !source.is_transient() => PullClass::Unauthorized,
+        RegistryError::Digest { .. } | RegistryError::Length { .. } => PullClass::Mismatch,
+        RegistryError::TooLong { .. } => PullClass::Unsupported,
+        RegistryError::Request { .. } => PullClass::Unavailable,
+        _ if source.is_transient() => PullClass::Unavailable,
+        _ => PullClass::Internal,
     }
 }
 

@@ -9,5 +9,6 @@ mod pull_auth;
 mod pull_faults;
 mod pull_resume;
 mod pull_tls;
+mod pull_trust;
 mod registry;
 mod store;

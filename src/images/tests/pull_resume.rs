@@ -105,7 +105,7 @@ async fn what_is_wrong_leaves_no_part() {
 
 #[tokio::test]
 async fn a_slow_layer_is_fetched_in_ranges() {
-    let (registry, node) = (Registry::start().await, Node::with(|config| config.range_bytes = 500_000));
+    let (registry, node) = (Registry::start().await, Node::with(|config, _| config.range_bytes = 500_000));
     let image = big(5);
     let (name, blob) = (registry.push("x", "v", &image), image.layers[0].digest());
     for _ in 0..10 {
@@ -126,7 +126,7 @@ async fn a_slow_layer_is_fetched_in_ranges() {
 
 #[tokio::test]
 async fn ranges_that_fail_leave_the_layer_to_one_connection() {
-    let (registry, node) = (Registry::start().await, Node::with(|config| config.range_bytes = 500_000));
+    let (registry, node) = (Registry::start().await, Node::with(|config, _| config.range_bytes = 500_000));
     let image = big(6);
     let (name, blob) = (registry.push("x", "v", &image), image.layers[0].digest());
     registry.fault(blob.as_str(), Fault::Drip(8_000));

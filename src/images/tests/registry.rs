@@ -317,11 +317,11 @@ pub(crate) struct Node {
 
 impl Node {
     pub(crate) fn new() -> Self {
-        Self::with(|_| ())
+        Self::with(|_, _| ())
     }
 
-    /// A node whose configuration differs.
-    pub(crate) fn with(configure: impl FnOnce(&mut Config)) -> Self {
+    /// A node whose configuration differs; what that names may be put into the node's directory.
+    pub(crate) fn with(configure: impl FnOnce(&mut Config, &Path)) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mut config = Config {
             config_path: dir.path().join("certs.d"),
@@ -330,7 +330,7 @@ impl Node {
             attempts: 3,
             ..Config::default()
         };
-        configure(&mut config);
+        configure(&mut config, dir.path());
         let images = Images::open(&layout(dir.path()), &config).unwrap();
         // No container is there from before.
         images.collect().unwrap();
