@@ -17,7 +17,7 @@ use crate::progress::{LayerReport, LayerState, PullProgress};
 use crate::pull::{Puller, waiting};
 use crate::pull_error::PullError;
 use crate::slots::Obtained;
-use crate::snapshot::Staged;
+use crate::snapshot::{Staged, Witness};
 use crate::store::Store;
 
 /// Pieces of a layer that wait for the unpacker: some hundred kilobytes at what a connection reads at once.
@@ -34,9 +34,6 @@ pub(crate) struct Fetch<'a> {
     /// Bytes that had come before, with a pull that did not end.
     pub(crate) resumed: AtomicU64,
 }
-
-/// Lives as long as a thread unpacks: when the last is gone, nobody writes any more.
-type Busy = mpsc::Sender<()>;
 
 impl<'a> Fetch<'a> {
     pub(crate) fn new(puller: &'a Puller, session: &'a Arc<Session>, name: &'a str) -> Self {
@@ -93,7 +90,7 @@ impl<'a> Fetch<'a> {
         diff_id: &Digest,
         permits: &Semaphore,
         report: &LayerReport<'_>,
-        busy: &Busy,
+        busy: &Witness,
     ) -> Result<Option<Arc<Staged>>, PullError> {
         let fetch = async || {
             // The semaphore is never closed.
@@ -119,7 +116,7 @@ impl<'a> Fetch<'a> {
         blob: &Blob,
         diff_id: &Digest,
         report: &LayerReport<'_>,
-        busy: &Busy,
+        busy: &Witness,
     ) -> Result<Arc<Staged>, PullError> {
         loop {
             report.state(LayerState::Downloading);
@@ -145,14 +142,15 @@ impl<'a> Fetch<'a> {
         diff_id: &Digest,
         part: Part,
         report: &LayerReport<'_>,
-        busy: &Busy,
+        busy: &Witness,
     ) -> Result<Arc<Staged>, PullError> {
         let (sink, receiver) = mpsc::channel::<Piece>(PIECES);
         let expected = Expected { blob: Some(blob.digest.clone()), diff_id: diff_id.clone() };
         let (store, busy, resumed) = (Arc::clone(&self.puller.store), busy.clone(), part.resumed());
         let unpacking = tokio::task::spawn_blocking(move || {
-            let _busy = busy;
-            unpack(&store, Feed::new(part, receiver), &expected)
+            let staged = unpack(&store, Feed::new(part, receiver), &expected)?;
+            staged.witness(busy);
+            Ok(staged)
         });
         let came = AtomicU64::new(resumed);
         let told = |bytes| {
@@ -168,6 +166,9 @@ impl<'a> Fetch<'a> {
             report.state(LayerState::Unpacking);
         }
         let unpacked = unpacking.await.map_err(|_| self.aborted())?;
+        if let Ok(staged) = &unpacked {
+            staged.reached_owner();
+        }
         match fetched {
             // The unpacker saw only that the stream ended.
             Err(Stop::Registry(source)) => Err(PullError::Registry { reference: self.name.to_owned(), source }),

@@ -12,11 +12,12 @@ use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use podwright_base::Digest;
 use podwright_layer::Amount;
+use tokio::sync::mpsc;
 
 use crate::places::Places;
 
@@ -37,7 +38,12 @@ pub(crate) struct Staged {
     amount: OnceLock<Amount>,
     kept: OnceLock<(Digest, PathBuf)>,
     published: AtomicBool,
+    /// Dropped when the layer has found its owner, or is gone from disk.
+    witness: Mutex<Option<Witness>>,
 }
+
+/// Whoever has the other end knows when nothing is being written or removed any more.
+pub(crate) type Witness = mpsc::Sender<()>;
 
 impl Layers {
     pub(crate) fn new(places: Places) -> Self {
@@ -88,6 +94,7 @@ impl Layers {
             amount: OnceLock::new(),
             kept: OnceLock::new(),
             published: AtomicBool::new(false),
+            witness: Mutex::new(None),
         };
         DirBuilder::new().mode(0o700).create(&staged.directory)?;
         // The umask has no say in it.
@@ -150,6 +157,16 @@ impl Staged {
         self.kept.get()
     }
 
+    /// Has its removal witnessed, should it be given up before [`Staged::reached_owner`].
+    pub(crate) fn witness(&self, witness: Witness) {
+        *self.witness.lock().unwrap_or_else(PoisonError::into_inner) = Some(witness);
+    }
+
+    /// Has reached whoever publishes or discards it.
+    pub(crate) fn reached_owner(&self) {
+        self.witness.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+
     /// Removes it here and now.
     pub(crate) fn discard(mut self) {
         *self.published.get_mut() = true;
@@ -171,7 +188,11 @@ impl Drop for Staged {
             return;
         }
         let (directory, facts) = (std::mem::take(&mut self.directory), std::mem::take(&mut self.facts));
-        in_background(move || remove(&directory, &facts));
+        let witness = self.witness.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+        in_background(move || {
+            remove(&directory, &facts);
+            drop(witness);
+        });
     }
 }
 

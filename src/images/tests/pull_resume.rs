@@ -108,9 +108,7 @@ async fn a_slow_layer_is_fetched_in_ranges() {
     let (registry, node) = (Registry::start().await, Node::with(|config, _| config.range_bytes = 500_000));
     let image = big(5);
     let (name, blob) = (registry.push("x", "v", &image), image.layers[0].digest());
-    for _ in 0..10 {
-        registry.fault(blob.as_str(), Fault::Drip(8_000));
-    }
+    registry.fault(blob.as_str(), Fault::Pace(part(&node, &blob)));
     let pulled = node.pull(&name).await.unwrap();
     assert_eq!(node.images.read_file(&pulled, "noise", LENGTH).unwrap().unwrap(), noise(5));
     let asked: Vec<_> = registry.log().into_iter().filter(|asked| asked.path.contains(blob.hex())).collect();
@@ -129,10 +127,9 @@ async fn ranges_that_fail_leave_the_layer_to_one_connection() {
     let (registry, node) = (Registry::start().await, Node::with(|config, _| config.range_bytes = 500_000));
     let image = big(6);
     let (name, blob) = (registry.push("x", "v", &image), image.layers[0].digest());
-    registry.fault(blob.as_str(), Fault::Drip(8_000));
+    registry.fault(blob.as_str(), Fault::Pace(part(&node, &blob)));
     // The first range is answered with everything, as a server does that knows none.
     registry.fault(blob.as_str(), Fault::NoRange);
-    registry.fault(blob.as_str(), Fault::Drip(8_000));
     let pulled = node.pull(&name).await.unwrap();
     assert_eq!(node.images.read_file(&pulled, "noise", LENGTH).unwrap().unwrap(), noise(6));
     let asked: Vec<_> = registry.log().into_iter().filter(|asked| asked.path.contains(blob.hex())).collect();

@@ -5,9 +5,8 @@ use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, Once};
-use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -31,6 +30,9 @@ use crate::{Credentials, Image, Images, PullError};
 
 type Body = UnsyncBoxBody<Bytes, io::Error>;
 
+/// Bytes of a piece of a paced answer: a client reads them at once.
+const PACED: usize = 4000;
+
 /// What goes wrong with one answer.
 #[derive(Clone)]
 pub(crate) enum Fault {
@@ -44,8 +46,8 @@ pub(crate) enum Fault {
     Bytes(Vec<u8>),
     /// Everything, whatever range was asked for.
     NoRange,
-    /// The right answer, this many bytes at a time, slowly.
-    Drip(usize),
+    /// The right answer, each piece when this file holds all before it: slower than whoever reads, however slow.
+    Pace(PathBuf),
     /// The right answer, once this is true.
     Hold(watch::Receiver<bool>),
 }
@@ -242,16 +244,21 @@ async fn good(fault: Option<Fault>, range: Range<usize>, media_type: &str, bytes
             whole = bytes.into();
         }
         Some(Fault::NoRange) => range = 0..whole.len(),
-        Some(Fault::Drip(length)) => {
-            let rest = whole.slice(range.clone());
-            let pieces = stream::unfold(rest, move |mut rest| async move {
-                if rest.is_empty() {
-                    return None;
+        Some(Fault::Pace(part)) => {
+            let whole_to_send = whole.clone();
+            let pieces = stream::unfold((range.start, range.end), move |(at, end)| {
+                let piece = whole_to_send.slice(at..(at + PACED).min(end));
+                let part = part.clone();
+                async move {
+                    if piece.is_empty() {
+                        return None;
+                    }
+                    while std::fs::metadata(&part).is_ok_and(|part| part.len() < at as u64) {
+                        tokio::task::yield_now().await;
+                    }
+                    let next = at + piece.len();
+                    Some((Ok(Frame::data(piece)), (next, end)))
                 }
-                // As slow as a distant registry: whoever reads is done long before.
-                tokio::time::sleep(Duration::from_millis(3)).await;
-                let piece = rest.split_to(length.min(rest.len()));
-                Some((Ok(Frame::data(piece)), rest))
             });
             body = Some(BodyExt::boxed_unsync(StreamBody::new(pieces)));
         }
