@@ -1,5 +1,6 @@
 //! The daemon's configuration: every key, its default, and the file it is read from.
 
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZeroU64;
 use std::path::PathBuf;
@@ -8,6 +9,7 @@ use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
 use crate::paths::{DEFAULT_ROOT, DEFAULT_STATE};
+pub use crate::secret::Secret;
 
 /// Where the file is looked for when `--config` names none; it may be absent.
 pub const DEFAULT_PATH: &str = "/etc/podwright/config.toml";
@@ -182,6 +184,12 @@ pub struct Registry {
     pub pinned_images: Vec<String>,
     /// Policy that pulled images are judged by, as containers-policy.json(5); unset: every image is accepted.
     pub signature_policy: Option<PathBuf>,
+    /// Docker's `config.json`, for registries that neither a request nor `auth` has credentials for; unset: none is read.
+    pub docker_config: Option<PathBuf>,
+    /// Mirrors (`host[:port]`) that may see the credentials of the registries that they mirror.
+    pub auth_mirrors: Vec<String>,
+    /// Credentials for registries, by `host[:port]`, which a path of repositories may follow.
+    pub auth: BTreeMap<String, RegistryAuth>,
 }
 
 impl Default for Registry {
@@ -198,8 +206,27 @@ impl Default for Registry {
             keep_layer_blobs: false,
             pinned_images: Vec::new(),
             signature_policy: None,
+            docker_config: None,
+            auth_mirrors: Vec::new(),
+            auth: BTreeMap::new(),
         }
     }
+}
+
+/// `[registry.auth."host"]`
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RegistryAuth {
+    /// The user.
+    pub username: String,
+    /// The user's password, or an access token.
+    pub password: Secret,
+    /// A file that holds the password; it is read at each pull.
+    pub password_file: Option<PathBuf>,
+    /// `username:password` in base64, in place of the two.
+    pub auth: Secret,
+    /// OAuth2 refresh token for the registry's token server.
+    pub identity_token: Secret,
 }
 
 /// `[streaming]`

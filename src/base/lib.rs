@@ -6,9 +6,11 @@ pub mod config_file;
 pub mod digest;
 pub mod ids;
 pub mod paths;
+pub mod secret;
 
 pub use chain::chain;
 pub use config::Config;
 pub use digest::Digest;
 pub use ids::{ContainerId, PodId};
 pub use paths::Layout;
+pub use secret::Secret;
