@@ -4,7 +4,8 @@
 use podwright_base::Digest;
 
 use crate::error::{RegistryError, What};
-use crate::session::{Ask, Document, Session};
+use crate::exchange::{Ask, Capability};
+use crate::session::{Document, Session};
 
 const ACCEPT_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 /// Bound on a list of referrers.
@@ -28,7 +29,8 @@ impl Session {
         let what = What::Referrers(digest.clone());
         let filter = artifact_type.replace('+', "%2B");
         let path = format!("{}/referrers/{digest}?artifactType={filter}", self.reference.repository());
-        let ask = Ask { what: &what, path, accept: Some(ACCEPT_INDEX), offset: 0, end: None, resolve: true };
+        let ask =
+            Ask { what: &what, path, accept: Some(ACCEPT_INDEX), offset: 0, end: None, takes: Capability::Referrers };
         match self.whole(&ask, LONGEST_INDEX).await {
             Ok((_, _, bytes)) => Ok(Some(Document { digest: Digest::of(&bytes), bytes, media_type: None })),
             // A registry without the list: the specification puts it under a tag then.

@@ -1,24 +1,31 @@
-//! How a registry is convinced: its challenge is answered with basic credentials or with a token from its token
-//! server, and the answer is kept for as long as it is good.
+//! How a registry is convinced: its challenge is answered with basic credentials or with a token from its token server.
+//!
+//! Challenges are remembered, so that later requests for the repository bear their answer at once. A token is kept by its
+//! scope for as long as it is good; whoever needs one that is being asked for waits for it.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use http::header::{AUTHORIZATION, HeaderMap, HeaderValue, WWW_AUTHENTICATE};
-use reqwest::{Client, Response, Url};
+use http::header::{AUTHORIZATION, HeaderMap, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use reqwest::{Client, RequestBuilder, Url};
 use serde::Deserialize;
 
+use crate::cause::Cause;
 use crate::credentials::{Credentials, CredentialsError};
 
 /// Life of a token whose server does not say (the distribution specification's default).
 const DEFAULT_LIFE: Duration = Duration::from_secs(60);
 /// A token is asked for anew at least this often, whatever its server says.
 const LONGEST_LIFE: Duration = Duration::from_secs(24 * 60 * 60);
-/// A token is not used in its last seconds: the request takes some.
-const MARGIN: Duration = Duration::from_secs(5);
+/// A token is not used in the last tenth of its life, within these bounds: the request takes some time, and so does a
+/// server's clock that is ahead.
+const SHORTEST_MARGIN: Duration = Duration::from_secs(5);
+const LONGEST_MARGIN: Duration = Duration::from_secs(60);
+/// Bound on remembered challenges; one that was forgotten costs a request.
+const MOST_CHALLENGES: usize = 4096;
 /// Bound on a token server's answer.
 const LONGEST_ANSWER: usize = 1 << 20;
 
@@ -29,8 +36,10 @@ pub enum AuthError {
     /// 401, and no way to answer.
     #[error("it asks for credentials in no known way ({0:?})")]
     Challenge(String),
-    /// It wants a user, and the request names none.
-    #[error("it asks for a user name and password, and the request has none for it")]
+    /// It wants a user, and there is none.
+    #[error(
+        "it asks for a user name and password, and neither the request nor this node's configuration has any for it"
+    )]
     Missing,
     /// The answer was given and refused.
     #[error("it refuses the credentials")]
@@ -47,7 +56,7 @@ pub enum AuthError {
         /// The server.
         url: Url,
         /// Why.
-        source: reqwest::Error,
+        source: Cause,
     },
     /// The token server has answered something else.
     #[error("the token server {url} answers {status}")]
@@ -56,6 +65,8 @@ pub enum AuthError {
         url: Url,
         /// HTTP status.
         status: u16,
+        /// When it wants to be asked again.
+        retry_after: Option<Duration>,
     },
     /// The token server's answer has no token.
     #[error("the token server {0} answers without a token")]
@@ -71,81 +82,157 @@ impl AuthError {
             _ => false,
         }
     }
+
+    pub(crate) fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Status { retry_after, .. } => *retry_after,
+            _ => None,
+        }
+    }
 }
 
-/// What a known answer is good for.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(crate) struct Realm {
+/// Who asks whom for what.
+pub(crate) struct Asker<'a> {
+    pub(crate) client: &'a Client,
     /// Scheme, host and port of the endpoint.
-    pub(crate) endpoint: String,
-    pub(crate) repository: String,
-    pub(crate) credentials: Option<Credentials>,
+    pub(crate) endpoint: &'a str,
+    pub(crate) repository: &'a str,
+    pub(crate) credentials: Option<&'a Credentials>,
+    /// What the endpoint's configuration has sent with each request, to its token server too.
+    pub(crate) headers: &'a HeaderMap,
 }
 
-struct Known {
-    header: HeaderValue,
-    until: Option<Instant>,
-}
-
-/// Remembers answers to challenges.
+/// Remembers challenges, and the tokens that answer them.
 #[derive(Default)]
 pub(crate) struct Answers {
-    known: Mutex<HashMap<Realm, Known>>,
+    /// By endpoint and repository.
+    challenges: Mutex<HashMap<(String, String), Challenge>>,
+    tokens: Mutex<HashMap<TokenKey, Arc<Slot>>>,
+}
+
+/// What a token is good for, and who got it.
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct TokenKey {
+    server: Url,
+    service: Option<String>,
+    scope: String,
+    credentials: Option<Credentials>,
+}
+
+/// Locked while its token is being asked for: others wait, and take that one.
+type Slot = tokio::sync::Mutex<Option<Token>>;
+
+struct Token {
+    header: HeaderValue,
+    /// When it is to be asked for anew, before it ends.
+    until: Instant,
 }
 
 #[derive(Deserialize)]
-struct Token {
+struct Answer {
     token: Option<String>,
     access_token: Option<String>,
     expires_in: Option<u64>,
 }
 
+#[derive(Clone)]
 enum Challenge {
     Basic,
     Bearer { realm: Url, service: Option<String>, scope: Option<String> },
 }
 
 impl Answers {
-    /// Returns the header that convinced this endpoint before and still does.
-    pub(crate) fn get(&self, realm: &Realm) -> Option<HeaderValue> {
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known
-            .get(realm)
-            .filter(|known| known.until.is_none_or(|until| Instant::now() < until))
-            .map(|known| known.header.clone())
+    /// Tells whether an endpoint is known to want an answer.
+    pub(crate) fn is_challenged(&self, endpoint: &str, repository: &str) -> bool {
+        self.challenge(endpoint, repository).is_some()
     }
 
-    /// Answers a 401.
+    /// Returns what convinces an endpoint that has asked before; nothing when there is nothing to say.
+    pub(crate) async fn header(&self, asker: &Asker<'_>) -> Result<Option<HeaderValue>, AuthError> {
+        match self.challenge(asker.endpoint, asker.repository) {
+            None => Ok(None),
+            Some(Challenge::Basic) => Ok(basic(asker.credentials)?),
+            Some(challenge) => self.convince(asker, challenge, None).await.map(Some),
+        }
+    }
+
+    /// Answers a 401 to a request that bore `refused`.
     pub(crate) async fn answer(
         &self,
-        client: &Client,
-        realm: &Realm,
-        response: &Response,
+        asker: &Asker<'_>,
+        headers: &HeaderMap,
+        refused: Option<&HeaderValue>,
     ) -> Result<HeaderValue, AuthError> {
-        let (header, life) = match challenge(response.headers())? {
-            Challenge::Basic => (basic(realm.credentials.as_ref())?.ok_or(AuthError::Missing)?, None),
-            Challenge::Bearer { realm: server, service, scope } => {
-                let secure = realm.endpoint.starts_with("https:");
-                if secure && server.scheme() != "https" && realm.credentials.is_some() {
-                    return Err(AuthError::Plain(server));
-                }
-                let scope = scope.unwrap_or_else(|| format!("repository:{}:pull", realm.repository));
-                let request = TokenRequest { server, service, scope };
-                let (token, life) = request.token(client, realm.credentials.as_ref()).await?;
-                (sensitive(format!("Bearer {token}")).ok_or(AuthError::NoToken(request.server))?, Some(life))
+        let challenge = challenge(headers)?;
+        {
+            let mut known = self.challenges.lock().unwrap_or_else(PoisonError::into_inner);
+            if known.len() >= MOST_CHALLENGES {
+                known.clear();
             }
+            known.insert((asker.endpoint.to_owned(), asker.repository.to_owned()), challenge.clone());
+        }
+        let header = self.convince(asker, challenge, refused).await?;
+        if refused == Some(&header) { Err(AuthError::Refused) } else { Ok(header) }
+    }
+
+    fn challenge(&self, endpoint: &str, repository: &str) -> Option<Challenge> {
+        let known = self.challenges.lock().unwrap_or_else(PoisonError::into_inner);
+        known.get(&(endpoint.to_owned(), repository.to_owned())).cloned()
+    }
+
+    async fn convince(
+        &self,
+        asker: &Asker<'_>,
+        challenge: Challenge,
+        refused: Option<&HeaderValue>,
+    ) -> Result<HeaderValue, AuthError> {
+        let Challenge::Bearer { realm: server, service, scope } = challenge else {
+            return basic(asker.credentials)?.ok_or(AuthError::Missing);
         };
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
-        known.retain(|_, known| known.until.is_none_or(|until| now < until));
-        let until = life.map(|life| now + life.min(LONGEST_LIFE).saturating_sub(MARGIN));
-        known.insert(realm.clone(), Known { header: header.clone(), until });
+        if let Some(known) = asker.credentials.filter(|known| !known.registry_token.is_empty()) {
+            return sensitive(format!("Bearer {}", known.registry_token)).ok_or(AuthError::NoToken(server));
+        }
+        let is_secure = asker.endpoint.starts_with("https:");
+        if is_secure && server.scheme() != "https" && asker.credentials.is_some() {
+            return Err(AuthError::Plain(server));
+        }
+        let scope = scope.unwrap_or_else(|| format!("repository:{}:pull", asker.repository));
+        self.token(asker, TokenKey { server, service, scope, credentials: asker.credentials.cloned() }, refused).await
+    }
+
+    /// Returns a token that is good and not the one that was refused, from here or from its server.
+    async fn token(
+        &self,
+        asker: &Asker<'_>,
+        key: TokenKey,
+        refused: Option<&HeaderValue>,
+    ) -> Result<HeaderValue, AuthError> {
+        let slot = self.slot(&key);
+        let mut slot = slot.lock().await;
+        if let Some(token) = slot.as_ref().filter(|token| token.is_good() && refused != Some(&token.header)) {
+            return Ok(token.header.clone());
+        }
+        let (token, life) = key.ask(asker).await?;
+        let header = sensitive(format!("Bearer {token}")).ok_or(AuthError::NoToken(key.server))?;
+        let life = life.min(LONGEST_LIFE);
+        let until = Instant::now() + life.saturating_sub((life / 10).clamp(SHORTEST_MARGIN, LONGEST_MARGIN));
+        *slot = Some(Token { header: header.clone(), until });
         Ok(header)
     }
 
-    /// Forgets an answer that is no longer accepted.
-    pub(crate) fn forget(&self, realm: &Realm) {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner).remove(realm);
+    fn slot(&self, key: &TokenKey) -> Arc<Slot> {
+        let mut tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
+        tokens.retain(|_, slot| {
+            // Only the map has it, so the lock is free.
+            Arc::strong_count(slot) > 1 || slot.try_lock().is_ok_and(|token| token.as_ref().is_some_and(Token::is_good))
+        });
+        Arc::clone(tokens.entry(key.clone()).or_default())
+    }
+}
+
+impl Token {
+    fn is_good(&self) -> bool {
+        Instant::now() < self.until
     }
 }
 
@@ -187,47 +274,18 @@ fn challenge(headers: &HeaderMap) -> Result<Challenge, AuthError> {
     if basic { Ok(Challenge::Basic) } else { Err(AuthError::Challenge(seen)) }
 }
 
-struct TokenRequest {
-    server: Url,
-    service: Option<String>,
-    scope: String,
-}
-
-impl TokenRequest {
-    async fn token(&self, client: &Client, credentials: Option<&Credentials>) -> Result<(String, Duration), AuthError> {
-        if let Some(known) = credentials.filter(|known| !known.registry_token.is_empty()) {
-            // It is the bearer token already. Nobody says how long it is good for; a 401 asks again.
-            return Ok((known.registry_token.clone(), DEFAULT_LIFE));
-        }
-        let mut parameters = vec![("scope", self.scope.as_str())];
-        if let Some(service) = &self.service {
-            parameters.push(("service", service));
-        }
-        let refresh = credentials.map(|known| known.identity_token.as_str()).filter(|token| !token.is_empty());
-        let request = match refresh {
-            Some(token) => {
-                let grant = [("grant_type", "refresh_token"), ("client_id", "podwright"), ("refresh_token", token)];
-                parameters.extend(grant);
-                client.post(self.server.clone()).form(&parameters)
-            }
-            None => {
-                let request = client.get(self.server.clone()).query(&parameters);
-                match basic(credentials)? {
-                    Some(header) => request.header(AUTHORIZATION, header),
-                    None => request,
-                }
-            }
-        };
-        let unreachable = |source: reqwest::Error| AuthError::Unreachable {
-            url: self.server.clone(),
-            // The URL with its parameters would be there twice.
-            source: source.without_url(),
-        };
-        let mut response = request.send().await.map_err(unreachable)?;
+impl TokenKey {
+    /// Asks the token server, for a token and how long it is good.
+    async fn ask(&self, asker: &Asker<'_>) -> Result<(String, Duration), AuthError> {
+        let unreachable = |source| AuthError::Unreachable { url: self.server.clone(), source: Cause::from(source) };
+        let mut response = self.request(asker)?.send().await.map_err(unreachable)?;
         match response.status().as_u16() {
             200 => {}
             401 | 403 => return Err(AuthError::Refused),
-            status => return Err(AuthError::Status { url: self.server.clone(), status }),
+            status => {
+                let retry_after = retry_after(response.headers());
+                return Err(AuthError::Status { url: self.server.clone(), status, retry_after });
+            }
         }
         let mut body = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(unreachable)? {
@@ -236,9 +294,34 @@ impl TokenRequest {
             }
             body.extend_from_slice(&chunk);
         }
-        let answer: Token = serde_json::from_slice(&body).map_err(|_| AuthError::NoToken(self.server.clone()))?;
+        let answer: Answer = serde_json::from_slice(&body).map_err(|_| AuthError::NoToken(self.server.clone()))?;
         let token = answer.token.filter(|token| !token.is_empty()).or(answer.access_token);
         let token = token.filter(|token| !token.is_empty()).ok_or_else(|| AuthError::NoToken(self.server.clone()))?;
         Ok((token, answer.expires_in.map_or(DEFAULT_LIFE, Duration::from_secs)))
     }
+
+    fn request(&self, asker: &Asker<'_>) -> Result<RequestBuilder, AuthError> {
+        let mut parameters = vec![("scope", self.scope.as_str())];
+        if let Some(service) = &self.service {
+            parameters.push(("service", service));
+        }
+        let refresh = self.credentials.as_ref().map(|known| known.identity_token.as_str());
+        if let Some(token) = refresh.filter(|token| !token.is_empty()) {
+            let grant = [("grant_type", "refresh_token"), ("client_id", "podwright"), ("refresh_token", token)];
+            parameters.extend(grant);
+            let request = asker.client.post(self.server.clone()).headers(asker.headers.clone());
+            return Ok(request.form(&parameters));
+        }
+        let request = asker.client.get(self.server.clone()).headers(asker.headers.clone()).query(&parameters);
+        Ok(match basic(self.credentials.as_ref())? {
+            Some(header) => request.header(AUTHORIZATION, header),
+            None => request,
+        })
+    }
+}
+
+/// Reads when a server wants to be asked again.
+pub(crate) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let seconds = headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
+    Some(Duration::from_secs(seconds))
 }

@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use hyper_util::client::proxy::matcher::Matcher;
 use reqwest::redirect::{Attempt, Policy};
-use reqwest::{Certificate, Client, ClientBuilder, Identity};
+use reqwest::{Certificate, Client, ClientBuilder, Identity, Url};
 
 use crate::hosts::{self, Endpoint, Tls};
 
@@ -39,9 +40,17 @@ pub enum ClientError {
 }
 
 /// Makes and keeps clients. What they trust is kept by content: a certificate file that changes makes another client.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Clients {
     known: Mutex<HashMap<(Tls, Reach), Client>>,
+    /// As the clients read them from the environment.
+    proxies: Matcher,
+}
+
+impl Default for Clients {
+    fn default() -> Self {
+        Self { known: Mutex::default(), proxies: Matcher::from_env() }
+    }
 }
 
 /// What an endpoint says about the way to it.
@@ -56,6 +65,17 @@ struct Reach {
 }
 
 impl Clients {
+    /// Names a server for errors: scheme, host and port, and the proxy on the way to it.
+    pub(crate) fn way(&self, base: &Url) -> String {
+        let origin = base.origin().ascii_serialization();
+        let proxy = base.as_str().parse().ok().and_then(|uri| self.proxies.intercept(&uri));
+        match proxy.filter(|_| !hosts::is_loopback(base)) {
+            // Its user and password are not part of its URI.
+            Some(proxy) => format!("{origin} through the proxy {}", proxy.uri().to_string().trim_end_matches('/')),
+            None => origin,
+        }
+    }
+
     /// Returns a client for an endpoint.
     pub(crate) fn get(&self, endpoint: &Endpoint) -> Result<Client, ClientError> {
         let (tls, base) = (&endpoint.tls, &endpoint.base);

@@ -7,6 +7,9 @@ use base64::engine::general_purpose::STANDARD;
 
 use crate::reference::DOCKER_HUB;
 
+/// What Docker and its helpers call Docker Hub.
+pub(crate) const DOCKER_HUB_KEY: &str = "https://index.docker.io/v1/";
+
 /// A request's credentials, as the CRI has them: empty strings are absent. Secrets are never printed.
 #[derive(Clone, Default, PartialEq, Eq, Hash)]
 pub struct Credentials {
@@ -54,20 +57,24 @@ impl Credentials {
         Ok(Some((username.to_owned(), password.to_owned())))
     }
 
-    /// Tells whether they may be sent to an endpoint: the host they name, else the registry of the reference. A mirror
-    /// sees them only when they name it.
-    pub(crate) fn are_for(&self, host: &str, is_upstream: bool) -> bool {
+    /// Tells whether they may be sent to an endpoint: the host they name, else the registry of the reference and
+    /// what stands in for it.
+    pub(crate) fn are_for(&self, host: &str, stands_in: bool) -> bool {
         let named = self.server_address.trim();
         let named = named.split_once("://").map_or(named, |(_, rest)| rest);
         let named = named.split('/').next().unwrap_or_default();
         if named.is_empty() {
-            return is_upstream;
+            return stands_in;
         }
-        let canonical = |host: &str| match host {
-            "index.docker.io" | "registry-1.docker.io" => DOCKER_HUB.to_owned(),
-            other => other.to_ascii_lowercase(),
-        };
         canonical(named) == canonical(host)
+    }
+}
+
+/// Returns the one name of a registry; Docker Hub has several.
+pub(crate) fn canonical(registry: &str) -> String {
+    match registry.to_ascii_lowercase().as_str() {
+        "index.docker.io" | "registry-1.docker.io" => DOCKER_HUB.to_owned(),
+        other => other.to_owned(),
     }
 }
 
@@ -103,14 +110,14 @@ mod tests {
     #[test]
     fn they_go_to_the_registry_they_are_for() {
         let named = |address: &str| Credentials { server_address: address.to_owned(), ..Credentials::default() };
-        for (address, host, is_upstream, sent) in [
+        for (address, host, stands_in, sent) in [
             ("", "r.io", true, true),
             ("", "mirror", false, false),
             ("https://index.docker.io/v1/", "registry-1.docker.io", true, true),
             ("r.io", "other.io", true, false),
             ("http://mirror:5000", "mirror:5000", false, true),
         ] {
-            assert_eq!(named(address).are_for(host, is_upstream), sent, "{address} {host}");
+            assert_eq!(named(address).are_for(host, stands_in), sent, "{address} {host}");
         }
     }
 }

@@ -1,15 +1,15 @@
 //! How conversations with registries fail.
 
-use std::error::Error;
 use std::fmt;
-use std::io;
 use std::time::Duration;
 
 use oci_client::errors::OciEnvelope;
 use podwright_base::{Digest, chain};
 
 use crate::auth::AuthError;
+use crate::cause::Cause;
 use crate::client::ClientError;
+use crate::keyring::KeyringError;
 
 /// What was asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,7 +43,7 @@ pub enum RegistryError {
         /// The endpoint.
         host: String,
         /// Why.
-        source: reqwest::Error,
+        source: Cause,
     },
     /// The answer broke off.
     #[error("{host} broke off")]
@@ -51,7 +51,7 @@ pub enum RegistryError {
         /// The endpoint.
         host: String,
         /// Why.
-        source: reqwest::Error,
+        source: Cause,
     },
     /// No byte came for too long.
     #[error("{host} has sent nothing for {seconds}s")]
@@ -167,24 +167,32 @@ pub enum RegistryError {
         /// The registry.
         registry: String,
     },
-    /// The last of several endpoints failed too.
-    #[error("every endpoint failed; the earlier ones: {before}")]
-    Several {
-        /// The last one's error, which decides what kind of failure this is.
-        #[source]
-        last: Box<RegistryError>,
-        /// The others'.
-        before: String,
+    /// The node's own credentials for this endpoint cannot be had.
+    #[error("find the credentials for {host}")]
+    Credentials {
+        /// The endpoint.
+        host: String,
+        /// Why.
+        source: KeyringError,
     },
+    /// None of several endpoints gave it. The last one, which is the registry itself, decides what kind of failure this is.
+    #[error("no endpoint gives it: {}; {}", before(.0), chain(.1))]
+    Several(Vec<RegistryError>, Box<RegistryError>),
 }
 
 impl RegistryError {
-    pub(crate) fn of_status(host: String, what: &What, status: u16, retry_after: Option<u64>, body: &[u8]) -> Self {
+    pub(crate) fn of_status(
+        host: String,
+        what: &What,
+        status: u16,
+        retry_after: Option<Duration>,
+        body: &[u8],
+    ) -> Self {
         let (what, message) = (what.clone(), registry_words(body));
         match status {
             404 => Self::NotFound { host, what, message },
             403 => Self::Denied { host, what, message },
-            _ => Self::Status { host, what, status, message, retry_after: retry_after.map(Duration::from_secs) },
+            _ => Self::Status { host, what, status, message, retry_after },
         }
     }
 
@@ -196,14 +204,13 @@ impl RegistryError {
         if errors.is_empty() {
             return Err(last);
         }
-        let before: Vec<String> = errors.iter().map(|error| chain(error)).collect();
-        Err(Self::Several { last: Box::new(last), before: before.join("; ") })
+        Err(Self::Several(errors, Box::new(last)))
     }
 
     /// The error that decides.
     pub fn decisive(&self) -> &Self {
         match self {
-            Self::Several { last, .. } => last.decisive(),
+            Self::Several(_, last) => last.decisive(),
             other => other,
         }
     }
@@ -211,7 +218,7 @@ impl RegistryError {
     /// Tells whether another attempt may succeed.
     pub fn is_transient(&self) -> bool {
         match self.decisive() {
-            Self::Request { source, .. } => !is_certificate(source) && !source.is_redirect() && !source.is_builder(),
+            Self::Request { source, .. } => !source.is_final(),
             Self::Broken { .. } | Self::Stalled { .. } => true,
             Self::Status { status, .. } => *status == 429 || *status == 408 || *status >= 500,
             Self::Auth { source, .. } => source.is_transient(),
@@ -227,31 +234,21 @@ impl RegistryError {
     /// Tells whether a host that was asked in TLS may speak plain HTTP: no connection came about, and not because its
     /// certificate is bad.
     pub(crate) fn may_be_plain_http(&self) -> bool {
-        matches!(self, Self::Request { source, .. } if source.is_connect() && !is_certificate(source))
+        matches!(self, Self::Request { source, .. } if source.is_connect() && !source.is_certificate())
     }
 
     pub(crate) fn retry_after(&self) -> Option<Duration> {
         match self.decisive() {
             Self::Status { retry_after, .. } => *retry_after,
+            Self::Auth { source, .. } => source.retry_after(),
             _ => None,
         }
     }
 }
 
-/// Looks for a rejected certificate among the causes.
-fn is_certificate(error: &reqwest::Error) -> bool {
-    let mut cause: Option<&(dyn Error + 'static)> = Some(error);
-    while let Some(error) = cause {
-        if let Some(rustls::Error::InvalidCertificate(_)) = error.downcast_ref::<rustls::Error>() {
-            return true;
-        }
-        // An io::Error hides the error that it wraps from `source`.
-        cause = match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
-            Some(inner) => Some(inner),
-            None => error.source(),
-        };
-    }
-    false
+/// What each of the earlier endpoints said.
+fn before(errors: &[RegistryError]) -> String {
+    errors.iter().map(|error| chain(error)).collect::<Vec<_>>().join("; ")
 }
 
 /// The first error of the registry's own error document, bounded, after a colon.

@@ -211,7 +211,7 @@ impl Section<'_> {
     fn words(&self, name: &str, takes: &str) -> Result<Option<Vec<&str>>, HostsError> {
         let Some(value) = self.settings.get(name) else { return Ok(None) };
         let words = value.as_array().and_then(|list| list.iter().map(Value::as_str).collect::<Option<Vec<_>>>());
-        words.map(Some).ok_or_else(|| self.bad(name, &format!("it takes {takes}")))
+        words.map(Some).ok_or_else(|| self.bad(name, format!("it takes {takes}")))
     }
 
     /// Another program may know the key: the file is used all the same.

@@ -13,21 +13,30 @@
 
 mod attached;
 mod auth;
+mod cause;
 mod client;
 mod credentials;
+mod docker_config;
 mod error;
+mod exchange;
+mod helper;
 mod hosts;
 mod hosts_file;
+mod keyring;
 mod limits;
+mod pattern;
 mod reference;
 mod session;
 mod transfer;
 
 pub use auth::AuthError;
+pub use cause::Cause;
 pub use client::ClientError;
 pub use credentials::{Credentials, CredentialsError};
 pub use error::{RegistryError, What};
+pub use helper::HelperError;
 pub use hosts::{Endpoint, HostsError, Identity, Tls, endpoints};
+pub use keyring::KeyringError;
 pub use limits::{Limits, Permit};
 pub use reference::{Reference, ReferenceError, normalize};
 pub use session::{Blob, Document, Session, Transport};

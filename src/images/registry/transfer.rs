@@ -20,8 +20,9 @@ use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::error::{RegistryError, What};
+use crate::exchange::{Ask, Capability};
 use crate::limits::Permit;
-use crate::session::{Ask, Blob, Session};
+use crate::session::{Blob, Session};
 
 /// A transfer that brought this much before it broke is as good as new.
 const PROGRESS: u64 = 1 << 20;
@@ -99,7 +100,7 @@ impl Session {
     }
 
     fn blob_ask<'a>(&self, what: &'a What, blob: &Blob, offset: u64, end: Option<u64>) -> Ask<'a> {
-        Ask { path: self.blob_path(blob), what, accept: None, offset, end, resolve: false }
+        Ask { path: self.blob_path(blob), what, accept: None, offset, end, takes: Capability::Pull }
     }
 
     /// Fetches one range, all of it.
