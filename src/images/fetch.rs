@@ -2,13 +2,14 @@
 
 use std::collections::HashSet;
 use std::io::{self, Read};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use podwright_base::Digest;
-use podwright_layer::{Expected, UnpackError};
+use podwright_layer::{Amount, Expected, Form, UnpackError};
 use podwright_registry::{Blob, Piece, Reader, Session, Stop};
 use tokio::sync::{Semaphore, mpsc, watch};
 
@@ -35,6 +36,17 @@ pub(crate) struct Fetch<'a> {
     pub(crate) resumed: AtomicU64,
 }
 
+/// A layer that is to be had.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Wanted {
+    /// Where it comes from.
+    pub(crate) blob: Blob,
+    /// What it is kept by: its diffID, or the id of an artifact's blob in its form.
+    pub(crate) id: Digest,
+    /// What becomes of an artifact's blob; absent: it is an image's layer.
+    pub(crate) form: Option<Form>,
+}
+
 impl<'a> Fetch<'a> {
     pub(crate) fn new(puller: &'a Puller, session: &'a Arc<Session>, name: &'a str) -> Self {
         Self { puller, session, name, fetched: AtomicU64::new(0), resumed: AtomicU64::new(0) }
@@ -44,21 +56,20 @@ impl<'a> Fetch<'a> {
     /// stopped.
     pub(crate) async fn layers(
         &self,
-        blobs: &[Blob],
-        diff_ids: &[Digest],
+        wanted: &[Wanted],
         progress: &watch::Sender<PullProgress>,
     ) -> Result<Vec<Arc<Staged>>, PullError> {
-        progress.send_replace(waiting(blobs));
+        progress.send_replace(waiting(wanted.iter().map(|layer| &layer.blob)));
         let permits = Semaphore::new(self.puller.concurrency);
         let (busy, mut idle) = mpsc::channel(1);
         let mut seen = HashSet::new();
-        let each = blobs.iter().zip(diff_ids).enumerate().map(|(index, (blob, diff_id))| {
-            let is_first = seen.insert(diff_id);
+        let each = wanted.iter().enumerate().map(|(index, layer)| {
+            let is_first = seen.insert(&layer.id);
             let report = LayerReport::new(progress, index);
             let (permits, busy) = (&permits, busy.clone());
             async move {
                 if is_first {
-                    return self.layer(blob, diff_id, permits, &report, &busy).await;
+                    return self.layer(layer, permits, &report, &busy).await;
                 }
                 report.state(LayerState::Present);
                 Ok(None)
@@ -86,8 +97,7 @@ impl<'a> Fetch<'a> {
 
     async fn layer(
         &self,
-        blob: &Blob,
-        diff_id: &Digest,
+        wanted: &Wanted,
         permits: &Semaphore,
         report: &LayerReport<'_>,
         busy: &Witness,
@@ -95,9 +105,9 @@ impl<'a> Fetch<'a> {
         let fetch = async || {
             // The semaphore is never closed.
             let _permit = permits.acquire().await;
-            self.fetch(blob, diff_id, report, busy).await
+            self.fetch(wanted, report, busy).await
         };
-        match self.puller.slots.obtain(&self.puller.store, diff_id, fetch).await? {
+        match self.puller.slots.obtain(&self.puller.store, &wanted.id, fetch).await? {
             Obtained::Present => {
                 report.state(LayerState::Present);
                 Ok(None)
@@ -111,13 +121,8 @@ impl<'a> Fetch<'a> {
 
     /// Fetches and unpacks one layer, from where its part ends. When what a part holds turns out to be damaged, all of
     /// the layer is fetched.
-    async fn fetch(
-        &self,
-        blob: &Blob,
-        diff_id: &Digest,
-        report: &LayerReport<'_>,
-        busy: &Witness,
-    ) -> Result<Arc<Staged>, PullError> {
+    async fn fetch(&self, wanted: &Wanted, report: &LayerReport<'_>, busy: &Witness) -> Result<Arc<Staged>, PullError> {
+        let blob = &wanted.blob;
         loop {
             report.state(LayerState::Downloading);
             let place = self.puller.store.content().part(&blob.digest);
@@ -125,7 +130,7 @@ impl<'a> Fetch<'a> {
             let part = self.puller.parts.take(blob, place, always).await;
             let part = part.map_err(|source| self.staging(blob, StageError::Io(source)))?;
             let resumed = part.resumed();
-            match self.transfer(blob, diff_id, part, report, busy).await {
+            match self.transfer(wanted, part, report, busy).await {
                 Err(PullError::Unpack { source, .. }) if resumed > 0 => {
                     let error: &dyn std::error::Error = &source;
                     tracing::warn!(error, layer = %blob.digest, resumed, "a part was damaged: all of the layer is fetched");
@@ -138,14 +143,13 @@ impl<'a> Fetch<'a> {
     /// Streams a blob into a thread that unpacks it.
     async fn transfer(
         &self,
-        blob: &Blob,
-        diff_id: &Digest,
+        wanted: &Wanted,
         part: Part,
         report: &LayerReport<'_>,
         busy: &Witness,
     ) -> Result<Arc<Staged>, PullError> {
         let (sink, receiver) = mpsc::channel::<Piece>(PIECES);
-        let expected = Expected { blob: Some(blob.digest.clone()), diff_id: diff_id.clone() };
+        let (blob, expected) = (&wanted.blob, wanted.clone());
         let (store, busy, resumed) = (Arc::clone(&self.puller.store), busy.clone(), part.resumed());
         let unpacking = tokio::task::spawn_blocking(move || {
             let staged = unpack(&store, Feed::new(part, receiver), &expected)?;
@@ -191,12 +195,18 @@ impl<'a> Fetch<'a> {
 
 /// Unpacks what comes. The part stays when the transfer was given up: then the rest may come later. Or it becomes the
 /// blob that is kept beside the layer.
-fn unpack(store: &Store, mut feed: Feed, expected: &Expected) -> Result<Arc<Staged>, StageError> {
-    let staged = stage(store, &mut feed, expected);
+fn unpack(store: &Store, mut feed: Feed, wanted: &Wanted) -> Result<Arc<Staged>, StageError> {
+    let blob = &wanted.blob.digest;
+    let staged = match &wanted.form {
+        None => stage(store, &mut feed, &Expected { blob: Some(blob.clone()), diff_id: wanted.id.clone() }),
+        Some(form) => {
+            staged(store, &wanted.id, |directory| podwright_layer::unpack_artifact(&mut feed, blob, form, directory))
+        }
+    };
     let (part, given_up) = feed.into_part();
-    match (&staged, &expected.blob) {
-        (Ok(staged), Some(blob)) if store.keeps_layer_blobs() => staged.keep(blob.clone(), store.content().part(blob)),
-        (Err(_), _) if given_up => {}
+    match &staged {
+        Ok(staged) if store.keeps_layer_blobs() => staged.keep(blob.clone(), store.content().part(blob)),
+        Err(_) if given_up => {}
         _ => part.remove(),
     }
     staged
@@ -210,8 +220,16 @@ pub(crate) enum StageError {
 
 /// Unpacks a stream into a staged layer; a failed one is removed before this returns.
 pub(crate) fn stage(store: &Store, blob: impl Read, expected: &Expected) -> Result<Arc<Staged>, StageError> {
-    let staged = store.layers().stage(&expected.diff_id).map_err(StageError::Io)?;
-    let unpacked = podwright_layer::unpack(blob, expected, staged.directory()).map_err(StageError::Unpack);
+    staged(store, &expected.diff_id, |directory| podwright_layer::unpack(blob, expected, directory))
+}
+
+fn staged(
+    store: &Store,
+    id: &Digest,
+    unpack: impl FnOnce(&Path) -> Result<Amount, UnpackError>,
+) -> Result<Arc<Staged>, StageError> {
+    let staged = store.layers().stage(id).map_err(StageError::Io)?;
+    let unpacked = unpack(staged.directory()).map_err(StageError::Unpack);
     match unpacked.and_then(|amount| staged.finish(amount).map_err(StageError::Io)) {
         Ok(()) => Ok(Arc::new(staged)),
         Err(error) => {

@@ -16,7 +16,7 @@ const VERSION: u32 = 1;
 /// An image on this node (CRI `Image`).
 #[derive(Debug, Clone, PartialEq)]
 pub struct Image {
-    /// The digest of its configuration (CRI `id`).
+    /// The digest of its configuration, an artifact's of its manifest (CRI `id`).
     pub id: Digest,
     /// Names with a tag, canonical (CRI `repo_tags`).
     pub tags: Vec<String>,
@@ -24,14 +24,25 @@ pub struct Image {
     pub digests: Vec<String>,
     /// Bytes of its unpacked layers on disk (CRI `size`).
     pub size: u64,
-    /// The diffIDs of its layers, bottom first.
+    /// What its layers are kept by, bottom first: their diffIDs, or ids of an artifact's blobs.
     pub layers: Vec<Digest>,
-    /// How its processes are run.
+    /// How its processes are run; an artifact's says nothing.
     pub config: ImageConfiguration,
+    /// What kind of artifact it is; absent for an image that containers can be made of.
+    pub artifact: Option<Artifact>,
     /// The digest of its manifest for this platform.
     pub manifest: Digest,
     /// When it was last pulled or loaded, in Unix nanoseconds: where two records claim a tag, the younger has it.
     pub(crate) updated: i64,
+}
+
+/// What is said of an artifact beside its blobs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Artifact {
+    /// Its type: what its manifest says, else the media type of its configuration.
+    pub kind: String,
+    /// The digest of its configuration, which says nothing to this node.
+    pub config: Digest,
 }
 
 /// What the record keeps; the configuration is a blob of its own.
@@ -43,6 +54,8 @@ struct Record {
     digests: Vec<String>,
     size: u64,
     layers: Vec<Digest>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    artifact: Option<Artifact>,
     manifest: Digest,
     updated: i64,
 }
@@ -78,17 +91,19 @@ impl Image {
             digests: self.digests.clone(),
             size: self.size,
             layers: self.layers.clone(),
+            artifact: self.artifact.clone(),
             manifest: self.manifest.clone(),
             updated: self.updated,
         };
         serde_json::to_vec(&record)
     }
 
-    /// Returns the documents that its names and its processes need: manifest, configuration, and what its names with a
+    /// Returns the documents that its names, its processes and other tools need: manifest, configuration, and what its names with a
     /// digest name, which may be an index.
     pub(crate) fn documents(&self) -> impl Iterator<Item = Digest> + '_ {
         let named = self.digests.iter().filter_map(|name| name.rsplit_once('@')?.1.parse().ok());
-        [self.id.clone(), self.manifest.clone()].into_iter().chain(named)
+        let artifact = self.artifact.iter().map(|artifact| artifact.config.clone());
+        [self.id.clone(), self.manifest.clone()].into_iter().chain(artifact).chain(named)
     }
 
     /// Reads a record and its configuration, and makes sure that all layers are there.
@@ -113,8 +128,11 @@ impl Image {
         }
         let config = content.get(&id).map_err(|error| RecordError::ConfigRead(id.clone(), error))?;
         let config = config.ok_or_else(|| RecordError::ConfigMissing(id.clone()))?;
-        let config = ImageConfiguration::from_reader(config.as_slice())
-            .map_err(|error| RecordError::ConfigParse(id.clone(), error))?;
+        let config = match record.artifact {
+            Some(_) => ImageConfiguration::default(),
+            None => ImageConfiguration::from_reader(config.as_slice())
+                .map_err(|error| RecordError::ConfigParse(id.clone(), error))?,
+        };
         if let Some(missing) = record.layers.iter().find(|layer| !has_layer(layer)) {
             return Err(RecordError::Layer(missing.clone()));
         }
@@ -125,6 +143,7 @@ impl Image {
             size: record.size,
             layers: record.layers,
             config,
+            artifact: record.artifact,
             manifest: record.manifest,
             updated: record.updated,
         })

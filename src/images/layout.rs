@@ -77,6 +77,9 @@ fn media_type(manifest: &[u8]) -> String {
 }
 
 fn platform(image: &Image) -> Option<Platform> {
+    if image.artifact.is_some() {
+        return None;
+    }
     let (architecture, os) = (image.config.architecture().to_string(), image.config.os().to_string());
     let is_stated = !architecture.is_empty() && !os.is_empty();
     is_stated.then_some(Platform { architecture, os })

@@ -12,6 +12,7 @@
 //! Only synced data is published: layers get their final names after one `syncfs`, the image's record comes last.
 //! What is leased stays, whoever removes its image. [`Images`] is the whole face of the crate.
 
+mod artifact;
 mod collect;
 mod content;
 mod durable;
@@ -37,7 +38,7 @@ mod trust;
 mod usage;
 
 pub use collect::Collected;
-pub use image::Image;
+pub use image::{Artifact, Image};
 pub use images::Images;
 pub use load::LoadError;
 pub use manifest::ManifestError;

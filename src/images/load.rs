@@ -225,6 +225,7 @@ fn entry_image(bundle: &Bundle, entry: &ImageIndexEntry, host: &Host) -> Result<
                     layers: layers.into_iter().map(|layer| (blob_name(&layer.digest), Some(layer.digest))).collect(),
                 });
             }
+            Parsed::Artifact { kind, .. } => return Err(refused(digest.as_str(), ManifestError::Artifact(kind))),
             Parsed::Index { chosen } => (digest, media_type) = (chosen, None),
         }
     }
@@ -309,6 +310,7 @@ async fn one(
         size: 0,
         layers: diff_ids,
         config,
+        artifact: None,
         manifest: manifest_digest,
         updated: pull::now(),
     };
@@ -335,7 +337,7 @@ async fn layers(
         .zip(diff_ids)
         .map(|((name, digest), diff_id)| Blob { digest: digest.as_ref().unwrap_or(diff_id).clone(), size: size(name) })
         .collect();
-    progress.send_replace(pull::waiting(&blobs));
+    progress.send_replace(pull::waiting(blobs.iter()));
     let mut seen = HashSet::new();
     let mut all = Vec::new();
     for (index, ((name, digest), diff_id)) in members.iter().zip(diff_ids).enumerate() {

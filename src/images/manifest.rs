@@ -12,6 +12,8 @@ use podwright_base::digest::InvalidDigest;
 use podwright_registry::Blob;
 use serde::Deserialize;
 
+use crate::artifact;
+use crate::fetch::Wanted;
 use crate::platform::Host;
 
 const LAYER_ZSTD: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
@@ -25,6 +27,12 @@ pub(crate) enum Parsed {
     Image {
         config: Blob,
         layers: Vec<Blob>,
+    },
+    /// What is no image; its type in words, its configuration, and its layers.
+    Artifact {
+        kind: String,
+        config: Blob,
+        layers: Vec<Wanted>,
     },
     /// The digest of the entry that this host runs.
     Index {
@@ -56,9 +64,17 @@ pub enum ManifestError {
         /// What the index has.
         offered: String,
     },
-    /// It is no container image.
-    #[error("it holds a {0}, which is no container image")]
+    /// It is no container image, which is what is wanted here.
+    #[error("it holds a {0}, which is no container image: pull it from a registry, to mount it as an image volume")]
     Artifact(String),
+    /// A blob of an artifact cannot have its name.
+    #[error("the title {title:?} of one of its blobs {problem}")]
+    Title {
+        /// The name.
+        title: String,
+        /// Why not.
+        problem: &'static str,
+    },
     /// Its layers are elsewhere.
     #[error("its layer {digest} is foreign ({media_type}): it is not distributed by registries")]
     ForeignLayer {
@@ -154,12 +170,14 @@ fn index(bytes: &[u8], host: &Host) -> Result<Parsed, ManifestError> {
 
 fn image(bytes: &[u8]) -> Result<Parsed, ManifestError> {
     let manifest: OciImageManifest = serde_json::from_slice(bytes).map_err(ManifestError::Parse)?;
-    let config_type = manifest.config.media_type.as_str();
-    if ![IMAGE_CONFIG_MEDIA_TYPE, IMAGE_DOCKER_CONFIG_MEDIA_TYPE, ""].contains(&config_type) {
-        return Err(ManifestError::Artifact(manifest.artifact_type.unwrap_or(config_type.to_owned())));
-    }
     if manifest.layers.len() > MOST_LAYERS {
         return Err(ManifestError::TooManyLayers(manifest.layers.len()));
+    }
+    let config_type = manifest.config.media_type.as_str();
+    if ![IMAGE_CONFIG_MEDIA_TYPE, IMAGE_DOCKER_CONFIG_MEDIA_TYPE, ""].contains(&config_type) {
+        let (config, layers) = (blob(&manifest.config)?, artifact::layers(&manifest)?);
+        let kind = manifest.artifact_type.unwrap_or(manifest.config.media_type);
+        return Ok(Parsed::Artifact { kind, config, layers });
     }
     let config = blob(&manifest.config)?;
     let layers = manifest.layers.iter().map(layer).collect::<Result<_, _>>()?;
@@ -179,12 +197,7 @@ pub(crate) fn layers(manifest: &[u8]) -> Vec<Blob> {
 fn layer(descriptor: &OciDescriptor) -> Result<Blob, ManifestError> {
     let (digest, media_type) = (descriptor.digest.clone(), descriptor.media_type.clone());
     match media_type.as_str() {
-        IMAGE_LAYER_MEDIA_TYPE
-        | IMAGE_LAYER_GZIP_MEDIA_TYPE
-        | LAYER_ZSTD
-        | IMAGE_DOCKER_LAYER_TAR_MEDIA_TYPE
-        | IMAGE_DOCKER_LAYER_GZIP_MEDIA_TYPE
-        | DOCKER_LAYER_ZSTD => blob(descriptor),
+        layer if is_layer(layer) => blob(descriptor),
         other if other.contains("nondistributable") || other.contains("rootfs.foreign") => {
             Err(ManifestError::ForeignLayer { digest, media_type })
         }
@@ -192,7 +205,20 @@ fn layer(descriptor: &OciDescriptor) -> Result<Blob, ManifestError> {
     }
 }
 
-fn blob(descriptor: &OciDescriptor) -> Result<Blob, ManifestError> {
+/// Tells whether a media type is that of an archive that images have as a layer.
+pub(crate) fn is_layer(media_type: &str) -> bool {
+    [
+        IMAGE_LAYER_MEDIA_TYPE,
+        IMAGE_LAYER_GZIP_MEDIA_TYPE,
+        LAYER_ZSTD,
+        IMAGE_DOCKER_LAYER_TAR_MEDIA_TYPE,
+        IMAGE_DOCKER_LAYER_GZIP_MEDIA_TYPE,
+        DOCKER_LAYER_ZSTD,
+    ]
+    .contains(&media_type)
+}
+
+pub(crate) fn blob(descriptor: &OciDescriptor) -> Result<Blob, ManifestError> {
     let size = u64::try_from(descriptor.size).map_err(|_| ManifestError::Size(descriptor.digest.clone()))?;
     Ok(Blob { digest: descriptor.digest.parse()?, size })
 }
@@ -263,6 +289,24 @@ mod tests {
     }
 
     #[test]
+    fn an_artifact_is_known_by_its_configuration() {
+        let mut chart = with_layer("application/vnd.cncf.helm.chart.content.v1.tar+gzip");
+        chart["config"]["mediaType"] = "application/vnd.cncf.helm.config.v1+json".into();
+        let kind = |value: &serde_json::Value| match parse_value(value, Some(OCI_IMAGE_MEDIA_TYPE)).unwrap() {
+            Parsed::Artifact { kind, layers, .. } if layers.len() == 1 => kind,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(kind(&chart), "application/vnd.cncf.helm.config.v1+json");
+        chart["config"]["mediaType"] = "application/vnd.oci.empty.v1+json".into();
+        chart["artifactType"] = "application/vnd.example.model".into();
+        assert_eq!(kind(&chart), "application/vnd.example.model");
+        // An image may say of what type it is beside being one.
+        let mut image = with_layer(IMAGE_LAYER_MEDIA_TYPE);
+        image["artifactType"] = "application/vnd.example.model".into();
+        assert!(matches!(parse_value(&image, None), Ok(Parsed::Image { .. })));
+    }
+
+    #[test]
     fn what_cannot_be_used_is_refused_by_name() {
         let refused = |value: &serde_json::Value, media_type| parse_value(value, media_type).unwrap_err();
         let schema1 = json!({"schemaVersion": 1, "fsLayers": []});
@@ -278,9 +322,6 @@ mod tests {
         assert!(matches!(refused(&with_layer("text/plain"), None), ManifestError::LayerType { .. }));
         let both = json!({"schemaVersion": 2, "manifests": [], "layers": []});
         assert!(matches!(refused(&both, Some(OCI_IMAGE_MEDIA_TYPE)), ManifestError::Ambiguous));
-        let mut chart = with_layer(IMAGE_LAYER_MEDIA_TYPE);
-        chart["config"]["mediaType"] = "application/vnd.cncf.helm.config.v1+json".into();
-        assert!(matches!(refused(&chart, None), ManifestError::Artifact(_)));
         assert!(matches!(refused(&json!({"schemaVersion": 2}), Some("text/html")), ManifestError::MediaType(_)));
         let mut sha512 = with_layer(IMAGE_LAYER_MEDIA_TYPE);
         sha512["layers"][0]["digest"] = "sha512:00".into();

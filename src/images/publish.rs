@@ -37,7 +37,8 @@ pub(crate) struct Candidate {
 impl Candidate {
     fn documents(&self) -> impl Iterator<Item = (Digest, &[u8])> {
         let manifest = (self.image.manifest.clone(), self.manifest.as_slice());
-        let config = (self.image.id.clone(), self.config.as_slice());
+        let config = self.image.artifact.as_ref().map_or(&self.image.id, |artifact| &artifact.config);
+        let config = (config.clone(), self.config.as_slice());
         let index = self.index.as_deref().map(|index| (Digest::of(index), index));
         [manifest, config].into_iter().chain(index)
     }

@@ -4,13 +4,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use oci_spec::image::ImageConfiguration;
 use podwright_base::Digest;
 use podwright_base::config::Registry as Config;
 use podwright_registry::{Blob, Credentials, Document, Reference, RegistryError, Session, Transport};
 use tokio::sync::watch;
 
-use crate::fetch::Fetch;
-use crate::image::Image;
+use crate::fetch::{Fetch, Wanted};
+use crate::image::{Artifact, Image};
 use crate::manifest::{self, ManifestError, Parsed};
 use crate::part::Parts;
 use crate::platform::Host;
@@ -67,6 +68,16 @@ impl Puller {
     }
 }
 
+/// What a pull is of.
+struct What {
+    id: Digest,
+    /// The configuration as it is.
+    document: Vec<u8>,
+    config: ImageConfiguration,
+    artifact: Option<Artifact>,
+    layers: Vec<Wanted>,
+}
+
 /// One pull.
 struct One<'a> {
     puller: &'a Puller,
@@ -83,29 +94,29 @@ impl One<'_> {
         let top = self.session.manifest(self.reference.digest()).await.map_err(|source| self.registry(source))?;
         let named = top.digest.clone();
         let top_bytes = top.bytes.clone();
-        let (document, config, layers) = self.resolve(top, &host).await?;
+        let (document, parsed) = self.resolve(top, &host).await?;
         let judged = case.judge(&self.session, &named, &document.digest).await;
         judged.map_err(|source| self.trust(source))?;
-        let bytes = self.session.blob(&config, LONGEST_CONFIG).await.map_err(|source| self.registry(source))?;
-        let parsed = manifest::configuration(&bytes, layers.len(), &host);
-        let (configuration, diff_ids) = parsed.map_err(|source| self.manifest(&config.digest, source))?;
+        let what = self.what(parsed, &document, &host).await?;
+        let layers: Vec<Digest> = what.layers.iter().map(|layer| layer.id.clone()).collect();
         // From here on, what is there of the image stays.
-        let lease = self.puller.store.lease(&diff_ids);
+        let lease = self.puller.store.lease(&layers);
         let fetch = Fetch::new(self.puller, &self.session, &self.name);
-        let staged = fetch.layers(&layers, &diff_ids, &self.progress).await?;
+        let staged = fetch.layers(&what.layers, &self.progress).await?;
         let candidate = Candidate {
             image: Image {
-                id: config.digest,
+                id: what.id,
                 tags: tags(&self.reference),
                 digests: vec![self.reference.with_digest(&named)],
                 size: 0,
-                layers: diff_ids,
-                config: configuration,
+                layers,
+                config: what.config,
+                artifact: what.artifact,
                 manifest: document.digest,
                 updated: now(),
             },
             manifest: document.bytes.to_vec(),
-            config: bytes.to_vec(),
+            config: what.document,
             index: (top_bytes != document.bytes).then(|| top_bytes.to_vec()),
             staged,
         };
@@ -118,21 +129,55 @@ impl One<'_> {
         let published = published.await.map_err(|_| PullError::Aborted { reference: self.name.clone() })?;
         let image = published.map_err(|source| PullError::Store { reference: self.name.clone(), source })?;
         let (fetched_bytes, resumed_bytes) = (fetch.fetched.into_inner(), fetch.resumed.into_inner());
-        tracing::info!(image = %self.name, id = %image.id, layers = layers.len(), fetched_bytes, resumed_bytes, "pulled");
+        tracing::info!(image = %self.name, id = %image.id, layers = what.layers.len(), fetched_bytes, resumed_bytes, "pulled");
         Ok(image)
     }
 
+    /// Finds out what a manifest stands for.
+    async fn what(&self, parsed: Parsed, document: &Document, host: &Host) -> Result<What, PullError> {
+        let (config, blobs) = match parsed {
+            Parsed::Image { config, layers } => (config, layers),
+            Parsed::Artifact { kind, config, layers } => {
+                let bytes = self.config(&config).await?;
+                return Ok(What {
+                    id: document.digest.clone(),
+                    document: bytes,
+                    config: ImageConfiguration::default(),
+                    artifact: Some(Artifact { kind, config: config.digest }),
+                    layers,
+                });
+            }
+            Parsed::Index { .. } => return Err(self.manifest(&document.digest, ManifestError::TooDeep)),
+        };
+        let bytes = self.config(&config).await?;
+        let parsed = manifest::configuration(&bytes, blobs.len(), host);
+        let (configuration, diff_ids) = parsed.map_err(|source| self.manifest(&config.digest, source))?;
+        let wanted = |(blob, id)| Wanted { blob, id, form: None };
+        Ok(What {
+            id: config.digest,
+            document: bytes,
+            config: configuration,
+            artifact: None,
+            layers: blobs.into_iter().zip(diff_ids).map(wanted).collect(),
+        })
+    }
+
+    async fn config(&self, config: &Blob) -> Result<Vec<u8>, PullError> {
+        let bytes = self.session.blob(config, LONGEST_CONFIG).await.map_err(|source| self.registry(source))?;
+        Ok(bytes.to_vec())
+    }
+
     /// Goes from an index to the manifest for this host.
-    async fn resolve(&self, top: Document, host: &Host) -> Result<(Document, Blob, Vec<Blob>), PullError> {
+    async fn resolve(&self, top: Document, host: &Host) -> Result<(Document, Parsed), PullError> {
         let mut document = top;
         for _ in 0..DEEPEST_INDEX {
             let parsed = manifest::parse(&document.bytes, document.media_type.as_deref(), host);
             match parsed.map_err(|source| self.manifest(&document.digest, source))? {
-                Parsed::Image { config, layers } => return Ok((document, config, layers)),
                 Parsed::Index { chosen } => {
                     let next = self.session.manifest(Some(&chosen)).await;
                     document = next.map_err(|source| self.registry(source))?;
                 }
+                parsed => return Ok((document, parsed)),
             }
         }
         Err(self.manifest(&document.digest, ManifestError::TooDeep))
@@ -156,14 +201,14 @@ pub(crate) fn tags(reference: &Reference) -> Vec<String> {
     if reference.digest().is_some() { Vec::new() } else { vec![reference.to_string()] }
 }
 
-pub(crate) fn waiting(blobs: &[Blob]) -> PullProgress {
+pub(crate) fn waiting<'a>(blobs: impl Iterator<Item = &'a Blob>) -> PullProgress {
     let layer = |blob: &Blob| LayerProgress {
         digest: blob.digest.clone(),
         total: blob.size,
         done: 0,
         state: LayerState::Waiting,
     };
-    PullProgress { layers: blobs.iter().map(layer).collect() }
+    PullProgress { layers: blobs.map(layer).collect() }
 }
 
 /// Unix nanoseconds.

@@ -1,5 +1,6 @@
 //! The crate's tests that need a layer, an archive or a registry of their own making.
 
+mod artifact;
 pub(crate) mod image;
 mod layout;
 mod load;

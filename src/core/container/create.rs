@@ -92,6 +92,11 @@ fn prepare(
     // From here on a removal of the image leaves its layers.
     let (image, lease) =
         node.images.hold(&config.image).ok_or_else(|| Error::ImageNotFound { image: config.image.clone() })?;
+    if let Some(artifact) = &image.artifact {
+        let (name, kind) = (&config.image, &artifact.kind);
+        let problem = format!("{name:?} is an artifact ({kind}), no container image: mount it as an image volume");
+        return Err(Error::invalid("config.image.image", problem));
+    }
     let user = resolve_user(node, &image, &config)?;
     let stop_signal =
         podwright_spec::stop_signal(&config, image.config.config().as_ref().and_then(|c| c.stop_signal().as_deref()))

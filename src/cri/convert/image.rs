@@ -25,7 +25,7 @@ pub(crate) fn image(image: &Image, pinned: bool) -> v1::Image {
 
 /// Makes the details of a verbose status.
 pub(crate) fn details(image: &Image) -> Value {
-    json!({ "imageSpec": image.config, "manifest": image.manifest, "layers": image.layers })
+    json!({ "imageSpec": image.config, "artifactType": image.artifact.as_ref().map(|artifact| &artifact.kind), "manifest": image.manifest, "layers": image.layers })
 }
 
 /// Makes the use of one file system.

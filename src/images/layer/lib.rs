@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   bytes ──► unpack (digests, decompression) ──► archive (tar; pax, sparse) ──► apply ──► tree (openat2)
+//!   an artifact's blob ──► artifact (an archive of it alone, unless it is one) ──► apply
 //!   a file ──► bundle (the members of an image archive, each readable on its own)
 //!   directories of several layers ──► view (what overlayfs would show, without a mount)
 //! ```
@@ -11,6 +12,7 @@
 mod amount;
 mod apply;
 mod archive;
+mod artifact;
 mod bundle;
 mod pax;
 mod sparse;
@@ -21,6 +23,7 @@ mod unpack;
 mod view;
 
 pub use amount::Amount;
+pub use artifact::{Form, unpack_artifact};
 pub use bundle::{Bundle, BundleError, Section};
 pub use tree::remove_path;
 pub use unpack::{ApplyFailure, Expected, UnpackError, decompress, is_compressed, unpack};

@@ -66,9 +66,23 @@ pub struct Expected {
 /// # Errors
 /// When the stream breaks, is no layer, or is not the expected one.
 pub fn unpack(blob: impl Read, expected: &Expected, directory: &Path) -> Result<Amount, UnpackError> {
+    let (amount, found) = apply_stream(blob, expected.blob.as_ref(), directory, |raw| decompress(raw))?;
+    if found != expected.diff_id {
+        return Err(UnpackError::DiffId { expected: expected.diff_id.clone(), found });
+    }
+    Ok(amount)
+}
+
+/// Applies what a blob holds and checks the blob's digest; returns the digest of what was applied, too.
+pub(crate) fn apply_stream<R: Read>(
+    blob: R,
+    expected: Option<&Digest>,
+    directory: &Path,
+    archive: impl for<'a> FnOnce(&'a mut Hashed<R>) -> io::Result<Box<dyn Read + 'a>>,
+) -> Result<(Amount, Digest), UnpackError> {
     let tree = Tree::open(directory).map_err(|error| UnpackError::Apply(ApplyFailure(ApplyError::Root(error))))?;
     let mut raw = Hashed::new(blob);
-    let applied = decompress(&mut raw).map_err(UnpackError::Read).and_then(|plain| {
+    let applied = archive(&mut raw).map_err(UnpackError::Read).and_then(|plain| {
         let mut plain = Hashed::new(plain);
         let amount = apply::apply(&mut plain, &tree).map_err(|error| UnpackError::Apply(ApplyFailure(error)))?;
         // What follows the archive's end is no file, but is hashed.
@@ -81,18 +95,14 @@ pub fn unpack(blob: impl Read, expected: &Expected, directory: &Path) -> Result<
         Err(_) => false,
     };
     // When the bytes make no sense, the reason may be that they are the wrong ones. A failing source says so itself.
-    if stream_is_bad && let Some(blob) = &expected.blob {
+    if stream_is_bad && let Some(expected) = expected {
         match io::copy(&mut raw, &mut io::sink()) {
-            Ok(_) => check(raw.digest(), blob)?,
+            Ok(_) => check(raw.digest(), expected)?,
             Err(error) if applied.is_ok() => return Err(UnpackError::Read(error)),
             Err(_) => {}
         }
     }
-    let (amount, found) = applied?;
-    if found != expected.diff_id {
-        return Err(UnpackError::DiffId { expected: expected.diff_id.clone(), found });
-    }
-    Ok(amount)
+    applied
 }
 
 fn check(found: Digest, expected: &Digest) -> Result<(), UnpackError> {
