@@ -18,3 +18,4 @@ mod network;
 mod restart;
 mod servers;
 mod streaming;
+mod trust;

@@ -43,7 +43,7 @@ pub(crate) fn program() -> PathBuf {
 pub(crate) struct Setup {
     /// Puts the root directory on a tmpfs of this many bytes.
     pub(crate) root_size: Option<u64>,
-    /// Goes into the configuration file as it is.
+    /// Goes into the configuration file; `{dir}` stands for the node's directory.
     pub(crate) config: &'static str,
 }
 
@@ -194,6 +194,7 @@ impl Node {
         let _ = writeln!(text, "root = {:?}\nstate = {:?}", self.layout.root(), self.layout.state());
         let _ = writeln!(text, "[log]\nlevel = \"debug,h2=info,hyper=info,tower=info\"");
         let _ = writeln!(text, "[network]\ncni_conf_dir = \"{dir}/cni\"\nbridge = \"{}\"", self.bridge);
+        let more = more.replace("{dir}", &dir.to_string());
         let _ = writeln!(text, "[registry]\nconfig_path = \"{dir}/registries.d\"\nattempts = 2\n{more}");
         fs::write(self.config(), text).expect("the configuration is written");
     }
