@@ -174,4 +174,17 @@ mod tests {
         }
         assert!(matches!(get("https://registry.example/v2/"), Err(ClientError::Build(_))));
     }
+
+    #[test]
+    fn the_proxy_on_the_way_is_named_without_its_password() {
+        let proxies = Matcher::builder().all("http://anna:s3cret@proxy.example:3128").no("192.0.2.0/24,.near.example");
+        let clients = Clients { known: Mutex::default(), proxies: proxies.build() };
+        let way = |base: &str| clients.way(&base.parse().unwrap());
+        let proxy = "through the proxy http://proxy.example:3128";
+        assert_eq!(way("https://r.example/v2/"), format!("https://r.example {proxy}"));
+        assert_eq!(way("http://198.51.100.1:5000/v2/"), format!("http://198.51.100.1:5000 {proxy}"));
+        for direct in ["https://192.0.2.7", "http://r.near.example", "http://127.0.0.1:5000", "https://localhost"] {
+            assert_eq!(way(direct), direct);
+        }
+    }
 }

@@ -1,7 +1,11 @@
 //! Registries that want to know who asks.
 
-use super::image::TestImage;
-use super::registry::{Door, Node, Registry, chain};
+use std::collections::BTreeMap;
+
+use podwright_base::config::{RegistryAuth, Secret};
+
+use super::image::{Layer, Tar, TestImage};
+use super::registry::{Door, Fault, Node, Registry, chain};
 use crate::{Credentials, PullClass};
 
 fn user(pair: &str) -> Option<Credentials> {
@@ -85,4 +89,96 @@ async fn a_token_server_that_is_away_makes_the_registry_unavailable() {
     let error = node.pull(&name).await.unwrap_err();
     assert_eq!(error.class(), PullClass::Unavailable);
     assert!(chain(&error).contains("127.0.0.1:1/token"), "{}", chain(&error));
+}
+
+#[tokio::test]
+async fn layers_side_by_side_share_one_token_request() {
+    let registry = Registry::start().await;
+    let node = Node::with(|config, _| config.max_concurrent_layers = 8);
+    registry.door(Door::Token { pair: "", refresh: "", life: 300 });
+    let layer = |index: usize| Layer::gzip(Tar::default().file("name", &index.to_string()));
+    let image = TestImage::new((0..8).map(layer).collect());
+    let name = registry.push("x", "v", &image);
+    // All layers find the token bad at once.
+    registry.fault(&format!("blobs/{}", podwright_base::Digest::of(&image.config)), Fault::Revoke(None));
+    node.pull(&name).await.unwrap();
+    assert_eq!(registry.tokens(), 2);
+}
+
+#[tokio::test]
+async fn a_token_that_ends_in_a_transfer_is_fetched_anew() {
+    let (registry, node) = (Registry::start().await, Node::new());
+    registry.door(Door::Token { pair: "u:p", refresh: "", life: 300 });
+    let image = TestImage::small("x");
+    let name = registry.push("x", "v", &image);
+    let blob = image.layers[0].digest();
+    registry.fault(blob.as_str(), Fault::Revoke(Some(30)));
+    node.pull_as(&name, user("u:p")).await.unwrap();
+    assert_eq!(registry.tokens(), 2);
+    let asked = registry.log();
+    assert!(asked.iter().any(|asked| asked.path.contains(blob.hex()) && asked.range.is_some()), "{asked:?}");
+}
+
+#[tokio::test]
+async fn a_busy_token_server_is_asked_again() {
+    let (registry, node, name) = lab(Door::Token { pair: "", refresh: "", life: 300 }).await;
+    registry.fault("/token", Fault::Status(429, vec![("retry-after", "0".to_owned())], String::new()));
+    registry.fault("/token", Fault::Status(503, Vec::new(), String::new()));
+    node.pull(&name).await.unwrap();
+    assert_eq!(registry.tokens(), 1);
+}
+
+#[tokio::test]
+async fn a_mirror_sees_the_registrys_credentials_where_the_configuration_says_so() {
+    let registry = Registry::start().await;
+    registry.door(Door::Basic("u:p"));
+    registry.push("x", "v", &TestImage::small("x"));
+    let text = format!("server = \"http://127.0.0.1:1\"\n[host.\"http://{}\"]", registry.address);
+    let trusted = registry.address.to_string();
+    let node = Node::with(|config, _| config.auth_mirrors = vec![trusted.clone()]);
+    node.hosts("r.example", &text);
+    node.pull_as("r.example/x:v", user("u:p")).await.unwrap();
+    // The node's own credentials for the registry go there, too.
+    let node = Node::with(|config, _| {
+        config.auth_mirrors = vec![trusted.clone()];
+        config.auth = BTreeMap::from([entry("r.example", "u", "p")]);
+    });
+    node.hosts("r.example", &text);
+    node.pull("r.example/x:v").await.unwrap();
+    // A mirror's own come before them, and need no trust.
+    let node = Node::with(|config, _| {
+        config.auth = BTreeMap::from([entry("r.example", "u", "wrong"), entry(&trusted, "u", "p")]);
+    });
+    node.hosts("r.example", &text);
+    node.pull("r.example/x:v").await.unwrap();
+}
+
+#[tokio::test]
+async fn the_node_has_credentials_where_the_request_has_none() {
+    let registry = Registry::start().await;
+    registry.door(Door::Basic("u:p"));
+    let name = registry.push("x", "v", &TestImage::small("x"));
+    let address = registry.address.to_string();
+    let node = Node::with(|config, _| config.auth = BTreeMap::from([entry(&address, "u", "p")]));
+    node.pull(&name).await.unwrap();
+    // The request's come first, right or wrong.
+    let error = node.pull_as(&name, user("u:wrong")).await.unwrap_err();
+    assert_eq!(error.class(), PullClass::Unauthorized);
+
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let docker = |auth: &str| format!(r#"{{"auths": {{"http://{address}/v2/": {{"auth": "{auth}"}}}}}}"#);
+    std::fs::write(file.path(), docker("dTpw")).unwrap();
+    let node = Node::with(|config, _| config.docker_config = Some(file.path().to_owned()));
+    node.pull(&name).await.unwrap();
+    std::fs::write(file.path(), docker("c2VjcmV0")).unwrap();
+    let error = node.pull(&name).await.unwrap_err();
+    assert_eq!(error.class(), PullClass::Internal);
+    let told = chain(&error);
+    assert!(told.contains(&address) && !told.contains("c2VjcmV0") && !told.contains("secret"), "{told}");
+}
+
+fn entry(host: &str, username: &str, password: &str) -> (String, RegistryAuth) {
+    let auth =
+        RegistryAuth { username: username.to_owned(), password: Secret::new(password), ..RegistryAuth::default() };
+    (host.to_owned(), auth)
 }

@@ -189,6 +189,13 @@ async fn nobody_there_is_unavailable() {
     let (class, words) = fail(&node, "127.0.0.1:1/x:v").await;
     assert_eq!(class, PullClass::Unavailable, "{words}");
     assert!(words.contains("127.0.0.1:1"), "{words}");
+    // Each endpoint and its cause is told once, without what the client's layers have to say of themselves.
+    let refused = "tcp connect error: Connection refused (os error 111)";
+    node.hosts("r.example", "server = \"http://127.0.0.1:1\"\n[host.\"http://127.0.0.2:1\"]");
+    let (class, words) = fail(&node, "r.example/x:v").await;
+    assert_eq!(class, PullClass::Unavailable, "{words}");
+    let each = format!("ask http://127.0.0.2:1: {refused}; ask http://127.0.0.1:1: {refused}");
+    assert_eq!(words, format!("pull r.example/x:v: no endpoint gives it: {each}"));
 }
 
 #[tokio::test]

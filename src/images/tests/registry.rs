@@ -48,6 +48,8 @@ pub(crate) enum Fault {
     NoRange,
     /// The right answer, each piece when this file holds all before it: slower than whoever reads, however slow.
     Pace(PathBuf),
+    /// The right answer, or as much of it before the connection breaks; from then on no token is good that was given.
+    Revoke(Option<usize>),
     /// The right answer, once this is true.
     Hold(watch::Receiver<bool>),
 }
@@ -74,6 +76,8 @@ struct State {
     faults: Vec<(String, Fault)>,
     log: Vec<Asked>,
     tokens: usize,
+    /// The last token is no longer good.
+    is_revoked: bool,
     door: Option<Door>,
 }
 
@@ -172,7 +176,14 @@ impl Registry {
         let (path, query) = (request.uri().path().to_owned(), request.uri().query().unwrap_or_default().to_owned());
         let asked = Asked { path: path.clone(), query, range: header("range"), authorization: header("authorization") };
         if path == "/token" {
-            return self.token(request).await;
+            let fault = {
+                let faults = &mut self.state.lock().unwrap().faults;
+                faults.iter().position(|(part, _)| part == "/token").map(|at| faults.remove(at).1)
+            };
+            return match fault {
+                Some(Fault::Status(status, headers, text)) => respond(status, &headers, text.into()),
+                _ => self.token(request).await,
+            };
         }
         let (fault, refused, answer) = {
             let mut state = self.state.lock().unwrap();
@@ -180,7 +191,11 @@ impl Registry {
             let refused = self.refuse(&state, &asked);
             let at =
                 if refused.is_some() { None } else { state.faults.iter().position(|(part, _)| path.contains(part)) };
-            let fault = at.map(|at| state.faults.remove(at).1);
+            let mut fault = at.map(|at| state.faults.remove(at).1);
+            if let Some(Fault::Revoke(after)) = fault {
+                state.is_revoked = true;
+                fault = after.map(Fault::Break);
+            }
             (fault, refused, state.answers.get(path.trim_start_matches("/v2/")).cloned())
         };
         if let Some(refused) = refused {
@@ -203,7 +218,7 @@ impl Registry {
             Door::Token { .. } => {
                 let server = format!("http://{}/token", self.address);
                 (
-                    format!("Bearer token-{}", state.tokens),
+                    if state.is_revoked { String::new() } else { format!("Bearer token-{}", state.tokens) },
                     format!("Bearer realm=\"{server}\",service=\"lab\",scope=\"repository:x:pull\""),
                 )
             }
@@ -229,6 +244,7 @@ impl Registry {
         }
         let mut state = self.state.lock().unwrap();
         state.tokens += 1;
+        state.is_revoked = false;
         let body = serde_json::json!({"token": format!("token-{}", state.tokens), "expires_in": life});
         respond(200, &[], body.to_string().into())
     }
@@ -286,7 +302,7 @@ async fn good(fault: Option<Fault>, range: Range<usize>, media_type: &str, bytes
             });
             body = Some(BodyExt::boxed_unsync(StreamBody::new(pieces)));
         }
-        None => {}
+        Some(Fault::Revoke(_)) | None => {}
     }
     let partial = range.len() < whole.len();
     let mut response = Response::builder()
