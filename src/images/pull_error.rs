@@ -146,7 +146,8 @@ fn of_registry(source: &RegistryError) -> PullClass {
         RegistryError::Auth { .. } if !source.is_transient() => PullClass::Unauthorized,
         RegistryError::Digest { .. } | RegistryError::Length { .. } => PullClass::Mismatch,
         RegistryError::TooLong { .. } => PullClass::Unsupported,
-        RegistryError::Request { .. } => PullClass::Unavailable,
+        // 407 is a proxy's: the registry was not even asked.
+        RegistryError::Request { .. } | RegistryError::Status { status: 407, .. } => PullClass::Unavailable,
         _ if source.is_transient() => PullClass::Unavailable,
         _ => PullClass::Internal,
     }

@@ -15,6 +15,7 @@ mod isolation;
 mod lifecycle;
 mod logs;
 mod network;
+mod registries;
 mod restart;
 mod servers;
 mod streaming;

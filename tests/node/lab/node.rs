@@ -144,9 +144,14 @@ impl Node {
 
     /// Makes the node fetch images of a registry host from `server`.
     pub(crate) fn map_host(&self, host: &str, server: &str) {
+        let text = format!("server = \"{server}\"\n[host.\"{server}\"]\ncapabilities = [\"pull\", \"resolve\"]\n");
+        self.hosts(host, &text);
+    }
+
+    /// Writes the `hosts.toml` of a registry host.
+    pub(crate) fn hosts(&self, host: &str, text: &str) {
         let dir = self.dir.path().join("registries.d").join(host);
         fs::create_dir_all(&dir).expect("a directory for the host");
-        let text = format!("server = \"{server}\"\n[host.\"{server}\"]\ncapabilities = [\"pull\", \"resolve\"]\n");
         fs::write(dir.join("hosts.toml"), text).expect("the host's file is written");
     }
 
@@ -161,6 +166,13 @@ impl Node {
     pub(crate) async fn crash(&self) {
         self.kill().await;
         self.launch().await;
+    }
+
+    /// Starts the daemon anew with more of `[registry]` in its configuration and with these variables.
+    pub(crate) async fn restart_with(&self, registry: &str, environment: &[(&str, &str)]) {
+        self.kill().await;
+        self.write_config(registry);
+        self.launch_in(environment).await;
     }
 
     /// Kills the daemon as a crash would; [`Node::launch`] starts it again.
@@ -209,6 +221,10 @@ impl Node {
 
     /// Starts the daemon's process and waits for its readiness notification, as systemd does.
     pub(crate) async fn launch(&self) {
+        self.launch_in(&[]).await;
+    }
+
+    async fn launch_in(&self, environment: &[(&str, &str)]) {
         let notify = self.dir.path().join("notify");
         let _ = fs::remove_file(&notify);
         let ready = UnixDatagram::bind(&notify).expect("a notification socket");
@@ -218,6 +234,7 @@ impl Node {
             .arg("--config")
             .arg(self.config())
             .env("NOTIFY_SOCKET", &notify)
+            .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("the log file can be shared"))
             .stderr(log)

@@ -26,6 +26,8 @@ pub(crate) enum Access {
     Basic(&'static str, &'static str),
     /// A token, which user and password buy.
     Bearer(&'static str, &'static str),
+    /// A header with every request, else 403.
+    Header(&'static str, &'static str),
 }
 
 /// A registry on a loopback port, gone when dropped.
@@ -118,6 +120,12 @@ fn answer(shelf: &mut Shelf, address: SocketAddr, request: &Request<Incoming>) -
     }
     let demand = match &shelf.access {
         Access::Open => None,
+        Access::Header(name, value) => {
+            if request.headers().get(*name).is_none_or(|given| given != value) {
+                return error(StatusCode::FORBIDDEN, "DENIED", "not without the header");
+            }
+            None
+        }
         Access::Basic(user, password) => (given != basic(user, password)).then(|| "Basic realm=\"lab\"".to_owned()),
         Access::Bearer(..) => (given != format!("Bearer {TOKEN}"))
             .then(|| format!("Bearer realm=\"http://{address}/token\",service=\"lab\",scope=\"repository:any:pull\"")),
