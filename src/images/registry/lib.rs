@@ -1,12 +1,14 @@
 //! Registries: where an image is, who asks for it, and the bytes that come.
 //!
 //! ```text
-//!   reference ──► hosts (mirrors, TLS) ──► session (endpoints in turn, retries) ──► manifests, blobs
+//!   reference ──► hosts (mirrors, TLS) ──► session (retries) ──► manifests, blobs
 //!                                             ├── transfer (a blob in order, resumed, in ranges)
+//!                                             │      └── limits (bodies in flight)
 //!                                             ├── attached (signatures, referrers)
-//!                                             ├── client (connections)
-//!                                             ├── limits (bodies in flight)
-//!                                             └── auth (challenges, tokens) ◄── credentials
+//!                                             └── exchange (one request, at each endpoint in turn)
+//!                                                    ├── client (connections, proxies)
+//!                                                    ├── auth (challenges, tokens)
+//!                                                    └── credentials ◄── keyring (configuration, Docker's, helpers)
 //! ```
 //! It knows nothing of what manifests and layers hold: documents come verified by digest where there is one, blobs as
 //! streams of a checked length.

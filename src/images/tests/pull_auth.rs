@@ -96,7 +96,7 @@ async fn layers_side_by_side_share_one_token_request() {
     let registry = Registry::start().await;
     let node = Node::with(|config, _| config.max_concurrent_layers = 8);
     registry.door(Door::Token { pair: "", refresh: "", life: 300 });
-    let layer = |index: usize| Layer::gzip(Tar::default().file("name", &index.to_string()));
+    let layer = |index: usize| Layer::gzip(Tar::default().file("name", index.to_string()));
     let image = TestImage::new((0..8).map(layer).collect());
     let name = registry.push("x", "v", &image);
     // All layers find the token bad at once.
