@@ -2,14 +2,13 @@
 
 use std::collections::HashSet;
 use std::io::{self, Read};
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use podwright_base::Digest;
-use podwright_layer::{Amount, Expected, Form, UnpackError};
+use podwright_layer::{Expected, Form, UnpackError, Unpacked};
 use podwright_registry::{Blob, Piece, Reader, Session, Stop};
 use tokio::sync::{Semaphore, mpsc, watch};
 
@@ -199,9 +198,9 @@ fn unpack(store: &Store, mut feed: Feed, wanted: &Wanted) -> Result<Arc<Staged>,
     let blob = &wanted.blob.digest;
     let staged = match &wanted.form {
         None => stage(store, &mut feed, &Expected { blob: Some(blob.clone()), diff_id: wanted.id.clone() }),
-        Some(form) => {
-            staged(store, &wanted.id, |directory| podwright_layer::unpack_artifact(&mut feed, blob, form, directory))
-        }
+        Some(form) => staged(store, &wanted.id, |layer| {
+            podwright_layer::unpack_artifact(&mut feed, blob, form, layer.directory(), layer.listing())
+        }),
     };
     let (part, given_up) = feed.into_part();
     match &staged {
@@ -220,17 +219,19 @@ pub(crate) enum StageError {
 
 /// Unpacks a stream into a staged layer; a failed one is removed before this returns.
 pub(crate) fn stage(store: &Store, blob: impl Read, expected: &Expected) -> Result<Arc<Staged>, StageError> {
-    staged(store, &expected.diff_id, |directory| podwright_layer::unpack(blob, expected, directory))
+    staged(store, &expected.diff_id, |layer| {
+        podwright_layer::unpack(blob, expected, layer.directory(), layer.listing())
+    })
 }
 
 fn staged(
     store: &Store,
     id: &Digest,
-    unpack: impl FnOnce(&Path) -> Result<Amount, UnpackError>,
+    unpack: impl FnOnce(&Staged) -> Result<Unpacked, UnpackError>,
 ) -> Result<Arc<Staged>, StageError> {
     let staged = store.layers().stage(id).map_err(StageError::Io)?;
-    let unpacked = unpack(staged.directory()).map_err(StageError::Unpack);
-    match unpacked.and_then(|amount| staged.finish(amount).map_err(StageError::Io)) {
+    let unpacked = unpack(&staged).map_err(StageError::Unpack);
+    match unpacked.and_then(|unpacked| staged.finish(unpacked).map_err(StageError::Io)) {
         Ok(()) => Ok(Arc::new(staged)),
         Err(error) => {
             staged.discard();

@@ -5,7 +5,8 @@
 //! content/blobs/sha256/<hex>                         manifests, indexes and configurations; layers' where they are kept
 //! content/ingest/                                    what is being written
 //! layers/<diffID hex>/ and layers/<diffID hex>.json  a whole layer and its facts: either both are there or it is none
-//! layers/.new-<n>-<diffID hex>/, .json               being unpacked
+//! layers/<diffID hex>.tree                           the listing of its tree, whose digest is among the facts
+//! layers/.new-<n>-<diffID hex>/, .json, .tree        being unpacked
 //! layers/.old-<n>-<diffID hex>/                      being removed
 //! images/<image id hex>.json                         image records
 //! ```
@@ -75,12 +76,20 @@ impl Places {
         self.layers.join(format!("{}.json", diff_id.hex()))
     }
 
+    pub(crate) fn layer_listing(&self, diff_id: &Digest) -> PathBuf {
+        self.layers.join(format!("{}.tree", diff_id.hex()))
+    }
+
     pub(crate) fn new_layer(&self, number: u64, diff_id: &Digest) -> PathBuf {
         self.layers.join(format!("{NEW}{number}-{}", diff_id.hex()))
     }
 
     pub(crate) fn new_layer_facts(&self, number: u64, diff_id: &Digest) -> PathBuf {
         self.layers.join(format!("{NEW}{number}-{}.json", diff_id.hex()))
+    }
+
+    pub(crate) fn new_layer_listing(&self, number: u64, diff_id: &Digest) -> PathBuf {
+        self.layers.join(format!("{NEW}{number}-{}.tree", diff_id.hex()))
     }
 
     pub(crate) fn old_layer(&self, number: u64, diff_id: &Digest) -> PathBuf {

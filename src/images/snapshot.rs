@@ -5,8 +5,8 @@
 //!                   └──(failed, given up)──► removed
 //! ```
 //! A layer has its final name only after its data is on disk, so what is there under a final name is whole, whatever
-//! happened to the host. Facts beside it (`<hex>.json`) are renamed into place first: a directory without them is
-//! none. Names that begin with a dot are cleared when the daemon starts.
+//! happened to the host. The listing (`<hex>.tree`) and the facts (`<hex>.json`) beside it are renamed into place
+//! first: a directory without facts is none. Names that begin with a dot are cleared when the daemon starts.
 
 use std::fs::{self, DirBuilder};
 use std::io;
@@ -16,10 +16,37 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use podwright_base::Digest;
-use podwright_layer::Amount;
+use podwright_layer::{Amount, Unpacked};
+use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 use crate::places::Places;
+
+/// What is known of a whole layer without looking into it. Older versions wrote the amount only.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Facts {
+    #[serde(flatten)]
+    pub(crate) amount: Amount,
+    /// The digest of its listing; a layer without one cannot be verified.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) listing: Option<Digest>,
+    /// Whether it names its root, whose attributes are then the layer's to say.
+    #[serde(default)]
+    pub(crate) names_root: bool,
+    /// How many of its directories take their attributes from layers below; the listing says which.
+    #[serde(default)]
+    pub(crate) implied: u64,
+    /// How many of its hard links have targets in layers below; the listing says which.
+    #[serde(default)]
+    pub(crate) unresolved: u64,
+}
+
+impl From<Unpacked> for Facts {
+    fn from(unpacked: Unpacked) -> Self {
+        let Unpacked { amount, listing, names_root, implied, unresolved } = unpacked;
+        Self { amount, listing: Some(listing), names_root, implied, unresolved }
+    }
+}
 
 /// Handles the directory that holds all layers.
 #[derive(Debug)]
@@ -35,7 +62,9 @@ pub(crate) struct Staged {
     diff_id: Digest,
     directory: PathBuf,
     facts: PathBuf,
-    amount: OnceLock<Amount>,
+    listing: PathBuf,
+    /// Set when it is whole.
+    known: OnceLock<Facts>,
     kept: OnceLock<(Digest, PathBuf)>,
     published: AtomicBool,
     /// Dropped when the layer has found its owner, or is gone from disk.
@@ -55,7 +84,7 @@ impl Layers {
         for entry in fs::read_dir(self.places.layers())? {
             let path = entry?.path();
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-            let whole = name.strip_suffix(".json").unwrap_or(name);
+            let whole = name.strip_suffix(".json").or(name.strip_suffix(".tree")).unwrap_or(name);
             let keep = format!("sha256:{whole}").parse().is_ok_and(|diff_id| self.amount(&diff_id).is_some());
             if !keep {
                 podwright_layer::remove_path(&path)?;
@@ -78,6 +107,11 @@ impl Layers {
 
     /// Returns what a layer takes on disk, `None` when there is no such whole layer.
     pub(crate) fn amount(&self, diff_id: &Digest) -> Option<Amount> {
+        self.facts(diff_id).map(|facts| facts.amount)
+    }
+
+    /// Returns what is known of a layer, `None` when there is no such whole layer.
+    pub(crate) fn facts(&self, diff_id: &Digest) -> Option<Facts> {
         if !self.places.layer(diff_id).is_dir() {
             return None;
         }
@@ -91,7 +125,8 @@ impl Layers {
             diff_id: diff_id.clone(),
             directory: self.places.new_layer(number, diff_id),
             facts: self.places.new_layer_facts(number, diff_id),
-            amount: OnceLock::new(),
+            listing: self.places.new_layer_listing(number, diff_id),
+            known: OnceLock::new(),
             kept: OnceLock::new(),
             published: AtomicBool::new(false),
             witness: Mutex::new(None),
@@ -109,6 +144,7 @@ impl Layers {
             return Ok(());
         }
         let place = self.places.layer(&staged.diff_id);
+        fs::rename(&staged.listing, self.places.layer_listing(&staged.diff_id))?;
         fs::rename(&staged.facts, self.places.layer_facts(&staged.diff_id))?;
         fs::rename(&staged.directory, place)?;
         staged.published.store(true, Ordering::Release);
@@ -119,10 +155,9 @@ impl Layers {
     pub(crate) fn retire(&self, diff_id: &Digest) -> io::Result<PathBuf> {
         let place = self.places.old_layer(self.counter.fetch_add(1, Ordering::Relaxed), diff_id);
         fs::rename(self.places.layer(diff_id), &place)?;
-        match fs::remove_file(self.places.layer_facts(diff_id)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(place),
-        }
+        podwright_layer::remove_path(&self.places.layer_facts(diff_id))?;
+        podwright_layer::remove_path(&self.places.layer_listing(diff_id))?;
+        Ok(place)
     }
 }
 
@@ -135,16 +170,22 @@ impl Staged {
         &self.diff_id
     }
 
-    /// Writes down what the layer takes, before the sync.
-    pub(crate) fn finish(&self, amount: Amount) -> io::Result<()> {
-        fs::write(&self.facts, serde_json::to_vec(&amount)?)?;
-        self.amount.get_or_init(|| amount);
+    /// Where the layer's listing is to be written.
+    pub(crate) fn listing(&self) -> &Path {
+        &self.listing
+    }
+
+    /// Writes down what the layer has turned out to be, before the sync.
+    pub(crate) fn finish(&self, unpacked: Unpacked) -> io::Result<()> {
+        let facts = Facts::from(unpacked);
+        fs::write(&self.facts, serde_json::to_vec(&facts)?)?;
+        self.known.get_or_init(|| facts);
         Ok(())
     }
 
     /// Returns what the layer takes, nothing before it is finished.
     pub(crate) fn amount(&self) -> Amount {
-        self.amount.get().copied().unwrap_or_default()
+        self.known.get().map(|facts| facts.amount).unwrap_or_default()
     }
 
     /// Has the layer's blob published with it, from the file `bytes`, which stays where it is until then.
@@ -170,15 +211,16 @@ impl Staged {
     /// Removes it here and now.
     pub(crate) fn discard(mut self) {
         *self.published.get_mut() = true;
-        remove(&self.directory, &self.facts);
+        remove(&[&self.directory, &self.facts, &self.listing]);
     }
 }
 
-fn remove(directory: &Path, facts: &Path) {
-    let removed = podwright_layer::remove_path(directory).and_then(|()| podwright_layer::remove_path(facts));
-    if let Err(error) = removed {
-        // Nobody is left to return it to; the next start tries again.
-        tracing::warn!(path = %directory.display(), %error, "a half-unpacked layer stays until the next start");
+fn remove(paths: &[&Path]) {
+    for path in paths {
+        if let Err(error) = podwright_layer::remove_path(path) {
+            // Nobody is left to return it to; the next start tries again.
+            tracing::warn!(path = %path.display(), %error, "a half-unpacked layer stays until the next start");
+        }
     }
 }
 
@@ -187,10 +229,10 @@ impl Drop for Staged {
         if *self.published.get_mut() {
             return;
         }
-        let (directory, facts) = (std::mem::take(&mut self.directory), std::mem::take(&mut self.facts));
+        let paths = [&mut self.directory, &mut self.facts, &mut self.listing].map(std::mem::take);
         let witness = self.witness.get_mut().unwrap_or_else(PoisonError::into_inner).take();
         in_background(move || {
-            remove(&directory, &facts);
+            remove(&paths.each_ref().map(PathBuf::as_path));
             drop(witness);
         });
     }

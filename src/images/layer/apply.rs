@@ -18,7 +18,10 @@ use rustix::io::Errno;
 
 use crate::amount::Amount;
 use crate::archive::{ArchiveError, Kind, Member, Members};
+use crate::contents::ContentHasher;
+use crate::listing::Origin;
 use crate::sparse::Map;
+use crate::survey::Memory;
 use crate::tree::{self, ParentError, Tree};
 
 const WHITEOUT: &[u8] = b".wh.";
@@ -77,16 +80,19 @@ impl ApplyError {
     }
 }
 
-/// Applies all of an archive below `tree` and returns what it takes on disk.
-pub(crate) fn apply(archive: impl Read, tree: &Tree) -> Result<Amount, ApplyError> {
+/// Applies all of an archive below `tree`; returns what it takes on disk, and what its listing needs to know.
+pub(crate) fn apply(archive: impl Read, tree: &Tree) -> Result<(Amount, Memory), ApplyError> {
     let mut members = Members::new(archive);
     let mut applier = Applier {
         tree,
         parent: None,
         times: HashMap::new(),
         amount: Amount { bytes: 0, inodes: 1 },
+        memory: Memory::default(),
+        hasher: ContentHasher::new(),
         buffer: vec![0; BUFFER],
     };
+    applier.begin()?;
     while let Some(member) = members.next()? {
         applier.member(&member, &mut members).map_err(|fault| {
             let entry = String::from_utf8_lossy(&member.path[..member.path.len().min(1000)]).into_owned();
@@ -117,6 +123,8 @@ struct Applier<'a> {
     /// Directories' times, set at the end: every entry made in a directory changes its own.
     times: HashMap<Vec<u8>, (i64, u32)>,
     amount: Amount,
+    memory: Memory,
+    hasher: ContentHasher,
     buffer: Vec<u8>,
 }
 
@@ -134,6 +142,13 @@ fn split(path: &[u8]) -> Result<Vec<&[u8]>, EntryError> {
 }
 
 impl Applier<'_> {
+    fn begin(&mut self) -> Result<(), ApplyError> {
+        // Until an entry names it.
+        let root = rustix::fs::fstat(self.tree.root()).map_err(|errno| ApplyError::Root(errno.into()))?;
+        self.memory.implied.insert(root.st_ino, Origin::Implied);
+        Ok(())
+    }
+
     fn member(&mut self, member: &Member, data: &mut Members<impl Read>) -> Result<(), Fault> {
         let names = split(&member.path)?;
         let Some((name, parents)) = names.split_last() else {
@@ -178,6 +193,7 @@ impl Applier<'_> {
         }
         let root = Rc::new(step("open the layer's root", self.tree.directory(&[]))?);
         self.metadata(&root, b".", member)?;
+        self.named(&root, b".")?;
         self.times.insert(Vec::new(), member.mtime);
         Ok(())
     }
@@ -188,7 +204,11 @@ impl Applier<'_> {
             Some((known, parent)) if *known == path => Ok(Rc::clone(parent)),
             _ => {
                 let (parent, made) = self.tree.make_directory(names).map_err(EntryError::Parent)?;
-                self.amount.add_directories(made);
+                self.amount.add_directories(made.len() as u64);
+                for made in made {
+                    let origin = if made.renewed { Origin::Renewed } else { Origin::Implied };
+                    self.memory.implied.insert(made.inode, origin);
+                }
                 let parent = Rc::new(parent);
                 self.parent = Some((path, Rc::clone(&parent)));
                 Ok(parent)
@@ -208,15 +228,29 @@ impl Applier<'_> {
 
     fn directory(&mut self, parent: &OwnedFd, name: &[u8]) -> Result<(), EntryError> {
         let found = step("look for an earlier entry of this name", tree::stat(parent, name))?;
-        if found.as_ref().is_some_and(|found| tree::file_type(found) == FileType::Directory) {
+        if let Some(found) = &found
+            && tree::file_type(found) == FileType::Directory
+        {
+            self.memory.implied.remove(&found.st_ino);
             return Ok(());
         }
         self.clear(parent, name)?;
         step("make the directory", rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(0o700)))?;
         self.amount.add_directories(1);
+        self.named(parent, name)?;
         if found.as_ref().is_some_and(tree::is_whiteout) {
             // The whiteout hid a lower directory, whose contents must not come through this one.
             step("make the directory opaque", tree::set_opaque(parent.as_fd(), name))?;
+        }
+        Ok(())
+    }
+
+    /// Forgets that a directory was implied: an entry names it, or it has the inode number of one that was removed.
+    fn named(&mut self, parent: &OwnedFd, name: &[u8]) -> Result<(), EntryError> {
+        if !self.memory.implied.is_empty()
+            && let Some(found) = step("look at the directory", tree::stat(parent, name))?
+        {
+            self.memory.implied.remove(&found.st_ino);
         }
         Ok(())
     }
@@ -287,6 +321,9 @@ impl Applier<'_> {
             }
             // A whiteout speaks of the layers below: what this layer itself brings stays, and hides them anyway.
             Some(found) if tree::file_type(&found) == FileType::Directory => {
+                if let Some(origin) = self.memory.implied.get_mut(&found.st_ino) {
+                    *origin = Origin::Renewed;
+                }
                 step("make the directory opaque", tree::set_opaque(parent.as_fd(), hidden))
             }
             Some(_) => Ok(()),
@@ -302,24 +339,26 @@ impl Applier<'_> {
         sparse: Option<&Map>,
         data: &mut Members<impl Read>,
     ) -> Result<(), Fault> {
-        let mut file = self.make_file(parent, name, member)?;
-        match sparse {
-            None => self.write(data, |bytes| file.write_all(bytes))?,
+        let file = self.make_file(parent, name, member)?;
+        self.hasher.restart();
+        let length = match sparse {
+            None => {
+                self.write(data, 0, |bytes, _| (&file).write_all(bytes))?;
+                size
+            }
             Some(map) => {
                 for extent in &map.extents {
-                    let mut at = extent.offset;
-                    self.write(&mut data.by_ref().take(extent.length), |bytes| {
-                        file.write_all_at(bytes, at)?;
-                        at += bytes.len() as u64;
-                        Ok(())
-                    })?;
+                    let mut extent_data = data.by_ref().take(extent.length);
+                    self.write(&mut extent_data, extent.offset, |bytes, at| file.write_all_at(bytes, at))?;
                 }
                 step("set the file's length", file.set_len(map.real_size))?;
+                map.real_size
             }
-        }
+        };
         self.amount.add_file(size);
         // Each of these two calls makes the file system write the inode once more, and most files need neither.
         let made = step("look at the file", rustix::fs::fstat(&file))?;
+        self.memory.contents.insert(made.st_ino, self.hasher.finish(length));
         // Changing the owner clears the setuid bits and file capabilities: they come after it.
         if (made.st_uid, made.st_gid) != (member.uid, member.gid) {
             let owner = rustix::fs::fchown(&file, Some(Uid::from_raw(member.uid)), Some(Gid::from_raw(member.gid)));
@@ -350,11 +389,21 @@ impl Applier<'_> {
         Ok(File::from(step("make the file", made)?))
     }
 
-    fn write(&mut self, data: &mut impl Read, mut sink: impl FnMut(&[u8]) -> io::Result<()>) -> Result<(), Fault> {
+    /// Passes data on that belongs at `at` in the file.
+    fn write(
+        &mut self,
+        data: &mut impl Read,
+        mut at: u64,
+        mut sink: impl FnMut(&[u8], u64) -> io::Result<()>,
+    ) -> Result<(), Fault> {
         loop {
             match data.read(&mut self.buffer) {
                 Ok(0) => return Ok(()),
-                Ok(read) => step("write the file", sink(&self.buffer[..read]))?,
+                Ok(read) => {
+                    self.hasher.update(at, &self.buffer[..read]);
+                    step("write the file", sink(&self.buffer[..read], at))?;
+                    at += read as u64;
+                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(Fault::Data(error)),
             }
@@ -381,7 +430,7 @@ impl Applier<'_> {
         Ok(())
     }
 
-    fn finish(self) -> Result<Amount, ApplyError> {
+    fn finish(self) -> Result<(Amount, Memory), ApplyError> {
         for (path, mtime) in &self.times {
             let names: Vec<&[u8]> = path.split(|byte| *byte == b'/').filter(|name| !name.is_empty()).collect();
             let set = match names.split_last() {
@@ -399,7 +448,7 @@ impl Applier<'_> {
                 }
             }
         }
-        Ok(self.amount)
+        Ok((self.amount, self.memory))
     }
 }
 

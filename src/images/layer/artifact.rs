@@ -8,8 +8,7 @@ use std::path::Path;
 use podwright_base::Digest;
 use tar::{EntryType, Header};
 
-use crate::amount::Amount;
-use crate::unpack::{UnpackError, apply_stream, decompress};
+use crate::unpack::{UnpackError, Unpacked, apply_stream, decompress};
 
 /// Tar's unit.
 const BLOCK: u64 = 512;
@@ -30,9 +29,9 @@ pub enum Form {
     },
 }
 
-/// Unpacks an artifact's blob into an empty directory and checks its digest.
+/// Unpacks an artifact's blob into an empty directory, checks its digest and writes the listing of the directory.
 ///
-/// The directory holds unverified files until this returns; the caller throws it away on any error.
+/// The directory holds unverified files until this returns; the caller throws it and the listing away on any error.
 ///
 /// # Errors
 /// When the stream breaks, cannot be unpacked, or is not the expected one.
@@ -41,12 +40,13 @@ pub fn unpack_artifact(
     expected: &Digest,
     form: &Form,
     directory: &Path,
-) -> Result<Amount, UnpackError> {
-    let (amount, _) = apply_stream(blob, Some(expected), directory, |raw| match form {
+    listing: &Path,
+) -> Result<Unpacked, UnpackError> {
+    let (applied, _) = apply_stream(blob, Some(expected), directory, |raw| match form {
         Form::Archive => decompress(raw),
         Form::File { name, size } => Ok(Box::new(archive_of(raw, name, *size)?)),
     })?;
-    Ok(amount)
+    applied.list(directory, listing)
 }
 
 /// A blob that is shorter than its manifest says is filled up, one that is longer is cut: its digest tells.
@@ -84,6 +84,12 @@ mod tests {
     use super::*;
     use crate::testing::Tar;
 
+    fn unpack(bytes: &[u8], expected: &Digest, form: &Form, dir: &Path) -> Result<Unpacked, UnpackError> {
+        let tree = dir.join("tree");
+        fs::create_dir(&tree).unwrap();
+        unpack_artifact(bytes, expected, form, &tree, &dir.join("listing"))
+    }
+
     fn file(name: &str, size: u64) -> Form {
         Form::File { name: name.to_owned(), size }
     }
@@ -94,11 +100,11 @@ mod tests {
         for (name, bytes) in [("a", vec![]), ("dir/b.json", vec![7; 512]), (long.as_str(), vec![9; 1_000_001])] {
             let dir = tempfile::tempdir().unwrap();
             let digest = Digest::of(&bytes);
-            let amount = unpack_artifact(&*bytes, &digest, &file(name, bytes.len() as u64), dir.path()).unwrap();
-            assert!(fs::read(dir.path().join(name)).unwrap() == bytes, "{name}");
-            let found = fs::metadata(dir.path().join(name)).unwrap();
+            let amount = unpack(&bytes, &digest, &file(name, bytes.len() as u64), dir.path()).unwrap().amount;
+            assert!(fs::read(dir.path().join("tree").join(name)).unwrap() == bytes, "{name}");
+            let found = fs::metadata(dir.path().join("tree").join(name)).unwrap();
             assert_eq!((found.mode() & 0o7777, found.uid(), found.gid(), found.mtime()), (0o644, 0, 0, 0));
-            assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+            assert_eq!(fs::read_dir(dir.path().join("tree")).unwrap().count(), 1);
             assert!(amount.bytes >= bytes.len() as u64);
         }
     }
@@ -107,7 +113,7 @@ mod tests {
     fn bytes_that_are_not_the_blobs_are_told_by_its_digest() {
         for (bytes, size) in [("wrong", 5), ("short", 9), ("longer than it says", 5)] {
             let dir = tempfile::tempdir().unwrap();
-            let error = unpack_artifact(bytes.as_bytes(), &Digest::of(b"right"), &file("x", size), dir.path());
+            let error = unpack(bytes.as_bytes(), &Digest::of(b"right"), &file("x", size), dir.path());
             assert!(matches!(error, Err(UnpackError::Digest { .. })), "{bytes}: {error:?}");
         }
     }
@@ -116,10 +122,10 @@ mod tests {
     fn an_archive_is_unpacked() {
         let dir = tempfile::tempdir().unwrap();
         let tar = Tar::default().file("docs/readme", "text").end();
-        unpack_artifact(&*tar, &Digest::of(&tar), &Form::Archive, dir.path()).unwrap();
-        assert_eq!(fs::read_to_string(dir.path().join("docs/readme")).unwrap(), "text");
+        unpack(&tar, &Digest::of(&tar), &Form::Archive, dir.path()).unwrap();
+        assert_eq!(fs::read_to_string(dir.path().join("tree/docs/readme")).unwrap(), "text");
         let dir = tempfile::tempdir().unwrap();
-        let error = unpack_artifact(&b"no archive"[..], &Digest::of(b"no archive"), &Form::Archive, dir.path());
+        let error = unpack(b"no archive", &Digest::of(b"no archive"), &Form::Archive, dir.path());
         assert!(matches!(error, Err(UnpackError::Apply(_))), "{error:?}");
     }
 }

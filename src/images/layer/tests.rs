@@ -2,4 +2,5 @@
 
 mod apply;
 mod archive;
+mod listing;
 mod view;

@@ -25,6 +25,14 @@ pub(crate) struct Tree {
     root: OwnedFd,
 }
 
+/// A directory that was made on the way to another name.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Made {
+    pub(crate) inode: u64,
+    /// It has taken a whiteout's place.
+    pub(crate) renewed: bool,
+}
+
 /// Why a directory of the tree could not be had.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ParentError {
@@ -62,19 +70,20 @@ impl Tree {
 
     /// Opens a directory and makes what is missing of it: 0755, root's. Where a whiteout is in the way, the directory
     /// that takes its place is opaque, so that what the whiteout hid stays hidden.
-    pub(crate) fn make_directory(&self, components: &[&[u8]]) -> Result<(OwnedFd, u64), ParentError> {
+    pub(crate) fn make_directory(&self, components: &[&[u8]]) -> Result<(OwnedFd, Vec<Made>), ParentError> {
         match self.directory(components) {
-            Ok(fd) => return Ok((fd, 0)),
+            Ok(fd) => return Ok((fd, Vec::new())),
             Err(Errno::NOENT | Errno::NOTDIR) => {}
             Err(errno) => return Err(ParentError::Io(errno.into())),
         }
-        let (mut parent, mut made) = (self.directory(&[]).map_err(|errno| ParentError::Io(errno.into()))?, 0);
+        let (mut parent, mut made) = (self.directory(&[]).map_err(|errno| ParentError::Io(errno.into()))?, Vec::new());
         for (index, name) in components.iter().enumerate() {
             let shown = || String::from_utf8_lossy(&components[..=index].join(&b'/')).into_owned();
             parent = match self.directory(&components[..=index]) {
                 Ok(fd) => fd,
                 Err(Errno::NOENT | Errno::NOTDIR) => {
-                    match stat(&parent, name).map_err(ParentError::Io)? {
+                    let found = stat(&parent, name).map_err(ParentError::Io)?;
+                    match found {
                         None => make_plain_directory(&parent, name, false),
                         Some(found) if is_whiteout(&found) => rustix::fs::unlinkat(&parent, *name, AtFlags::empty())
                             .map_err(io::Error::from)
@@ -85,8 +94,10 @@ impl Tree {
                         Some(_) => return Err(ParentError::NotDirectory(shown())),
                     }
                     .map_err(ParentError::Io)?;
-                    made += 1;
-                    self.directory(&components[..=index]).map_err(|errno| ParentError::Io(errno.into()))?
+                    let fd = self.directory(&components[..=index]).map_err(|errno| ParentError::Io(errno.into()))?;
+                    let inode = rustix::fs::fstat(&fd).map_err(|errno| ParentError::Io(errno.into()))?.st_ino;
+                    made.push(Made { inode, renewed: found.is_some() });
+                    fd
                 }
                 Err(errno) => return Err(ParentError::Io(errno.into())),
             };

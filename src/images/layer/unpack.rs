@@ -9,6 +9,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::amount::Amount;
 use crate::apply::{self, ApplyError};
+use crate::survey::{self, Memory};
 use crate::tree::Tree;
 
 const BUFFER: usize = 64 << 10;
@@ -40,6 +41,9 @@ pub enum UnpackError {
     /// The blob cannot be read to its end.
     #[error("read the blob")]
     Read(#[source] io::Error),
+    /// The finished directory cannot be listed.
+    #[error("write the layer's listing")]
+    Listing(#[source] io::Error),
     /// The archive or one of its entries.
     #[error(transparent)]
     Apply(ApplyFailure),
@@ -50,6 +54,21 @@ pub enum UnpackError {
 #[error(transparent)]
 pub struct ApplyFailure(ApplyError);
 
+/// What a layer has turned out to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unpacked {
+    /// What it takes on disk.
+    pub amount: Amount,
+    /// The digest of its listing.
+    pub listing: Digest,
+    /// Whether an entry names the root; else its attributes are the defaults.
+    pub names_root: bool,
+    /// Directories other than the root whose attributes are those of layers below (see [`crate::Origin::Implied`]).
+    pub implied: u64,
+    /// Hard links whose targets are in layers below.
+    pub unresolved: u64,
+}
+
 /// What a layer has to turn out to be.
 #[derive(Debug, Clone)]
 pub struct Expected {
@@ -59,18 +78,38 @@ pub struct Expected {
     pub diff_id: Digest,
 }
 
-/// Unpacks a blob into an empty directory and checks both its digests.
+/// Unpacks a blob into an empty directory, checks both its digests and writes the listing of the directory.
 ///
-/// The directory holds unverified files until this returns; the caller throws it away on any error.
+/// The directory holds unverified files until this returns; the caller throws it and the listing away on any error.
 ///
 /// # Errors
 /// When the stream breaks, is no layer, or is not the expected one.
-pub fn unpack(blob: impl Read, expected: &Expected, directory: &Path) -> Result<Amount, UnpackError> {
-    let (amount, found) = apply_stream(blob, expected.blob.as_ref(), directory, |raw| decompress(raw))?;
+pub fn unpack(blob: impl Read, expected: &Expected, directory: &Path, listing: &Path) -> Result<Unpacked, UnpackError> {
+    let (applied, found) = apply_stream(blob, expected.blob.as_ref(), directory, |raw| decompress(raw))?;
     if found != expected.diff_id {
         return Err(UnpackError::DiffId { expected: expected.diff_id.clone(), found });
     }
-    Ok(amount)
+    applied.list(directory, listing)
+}
+
+/// What was applied to a directory, which has no listing yet.
+pub(crate) struct Applied {
+    amount: Amount,
+    memory: Memory,
+}
+
+impl Applied {
+    /// Writes the directory's listing.
+    pub(crate) fn list(self, directory: &Path, listing: &Path) -> Result<Unpacked, UnpackError> {
+        let survey = survey::survey(directory, &self.memory, listing).map_err(UnpackError::Listing)?;
+        Ok(Unpacked {
+            amount: self.amount,
+            listing: survey.listing,
+            names_root: survey.names_root,
+            implied: survey.implied,
+            unresolved: self.memory.links.len() as u64,
+        })
+    }
 }
 
 /// Applies what a blob holds and checks the blob's digest; returns the digest of what was applied, too.
@@ -79,15 +118,16 @@ pub(crate) fn apply_stream<R: Read>(
     expected: Option<&Digest>,
     directory: &Path,
     archive: impl for<'a> FnOnce(&'a mut Hashed<R>) -> io::Result<Box<dyn Read + 'a>>,
-) -> Result<(Amount, Digest), UnpackError> {
+) -> Result<(Applied, Digest), UnpackError> {
     let tree = Tree::open(directory).map_err(|error| UnpackError::Apply(ApplyFailure(ApplyError::Root(error))))?;
     let mut raw = Hashed::new(blob);
     let applied = archive(&mut raw).map_err(UnpackError::Read).and_then(|plain| {
         let mut plain = Hashed::new(plain);
-        let amount = apply::apply(&mut plain, &tree).map_err(|error| UnpackError::Apply(ApplyFailure(error)))?;
+        let applied = apply::apply(&mut plain, &tree).map_err(|error| UnpackError::Apply(ApplyFailure(error)))?;
+        let (amount, memory) = applied;
         // What follows the archive's end is no file, but is hashed.
         io::copy(&mut plain, &mut io::sink()).map_err(UnpackError::Read)?;
-        Ok((amount, plain.digest()))
+        Ok((Applied { amount, memory }, plain.digest()))
     });
     let stream_is_bad = match &applied {
         Ok(_) | Err(UnpackError::Read(_)) => true,

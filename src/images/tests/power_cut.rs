@@ -94,7 +94,8 @@ impl Lab {
                 let unpacked = dir.path().join(layer.diff_id.hex());
                 if fs::create_dir(&unpacked).is_ok() {
                     let expected = Expected { blob: Some(layer.digest()), diff_id: layer.diff_id.clone() };
-                    podwright_layer::unpack(layer.blob.as_slice(), &expected, &unpacked).unwrap();
+                    let listing = unpacked.with_extension("tree");
+                    podwright_layer::unpack(layer.blob.as_slice(), &expected, &unpacked, &listing).unwrap();
                     trees.insert(layer.diff_id.clone(), tree(&unpacked));
                 }
             }
@@ -142,7 +143,7 @@ impl Lab {
         for image in &listed {
             for layer in &image.layers {
                 assert_eq!(tree(&images.layer_path(layer)), self.trees[layer], "{layer}");
-                expected.extend(["", ".json"].map(|kind| format!("layers/{}{kind}", layer.hex())));
+                expected.extend(["", ".json", ".tree"].map(|kind| format!("layers/{}{kind}", layer.hex())));
             }
             for digest in [&image.id, &image.manifest] {
                 let blob = format!("content/blobs/sha256/{}", digest.hex());

@@ -84,6 +84,7 @@ async fn a_start_clears_halves_and_moves_damage_aside() {
     fs::create_dir_all(root.join("layers/.new-0-abc/deep/er")).unwrap();
     fs::create_dir_all(root.join(format!("layers/{}", "0".repeat(64)))).unwrap();
     fs::write(root.join(format!("layers/{}.json", "1".repeat(64))), "{}").unwrap();
+    fs::write(root.join(format!("layers/{}.tree", "1".repeat(64))), "").unwrap();
     fs::create_dir_all(root.join("layers/.old-1-abc")).unwrap();
     fs::write(root.join("content/ingest/7-x"), "half").unwrap();
     fs::write(root.join(format!("content/blobs/sha256/{}", bad.id().hex())), "damaged").unwrap();
@@ -106,6 +107,7 @@ async fn a_start_clears_halves_and_moves_damage_aside() {
         format!("images/{}.json", id.hex()),
         format!("layers/{}", layer.hex()),
         format!("layers/{}.json", layer.hex()),
+        format!("layers/{}.tree", layer.hex()),
     ];
     expected.sort();
     assert_eq!(left, expected);

@@ -36,7 +36,7 @@ impl Ground {
     fn apply(&self, tar: Tar) -> Result<crate::amount::Amount, ApplyError> {
         let result = apply(tar.end().as_slice(), &Tree::open(&self.layer()).unwrap());
         self.check_outside();
-        result
+        result.map(|(amount, _)| amount)
     }
 
     fn refuse(&self, tar: Tar) -> EntryError {

@@ -1,0 +1,93 @@
+//! Writes the listing of a tree that was just unpacked: one walk, names and attributes from the kernel, so that
+//! replaced entries, hard links and what the file system left out are told as they are; hashes as remembered from the
+//! unpacking, by inode.
+
+use std::collections::HashMap;
+use std::io;
+use std::path::Path;
+
+use podwright_base::Digest;
+use rustix::fs::FileType;
+
+use crate::contents::Contents;
+use crate::listing::{Entry, Group, Kind, Link, Origin, Writer};
+use crate::tree;
+use crate::walk::{self, Spot, Walk};
+
+/// What only the unpacking knows, by inode number.
+#[derive(Debug, Default)]
+pub(crate) struct Memory {
+    /// Of every regular file.
+    pub(crate) contents: HashMap<u64, Contents>,
+    /// Of directories that no entry names.
+    pub(crate) implied: HashMap<u64, Origin>,
+    /// Hard links whose targets are in layers below.
+    pub(crate) links: Vec<Link>,
+}
+
+/// What the walk has found, for the layer's facts.
+#[derive(Debug)]
+pub(crate) struct Survey {
+    pub(crate) listing: Digest,
+    pub(crate) names_root: bool,
+    /// Directories other than the root that are implied.
+    pub(crate) implied: u64,
+}
+
+/// Walks over a layer's directory and writes its listing.
+pub(crate) fn survey(directory: &Path, memory: &Memory, place: &Path) -> io::Result<Survey> {
+    let mut writer = Writer::new(place, &memory.links)?;
+    let mut walk = Walk::new(directory)?;
+    let mut groups: HashMap<u64, u64> = HashMap::new();
+    let mut buffer = Vec::new();
+    let (mut names_root, mut implied) = (true, 0);
+    while let Some(spot) = walk.next()? {
+        let stat = &spot.stat;
+        let contents = memory.contents.get(&stat.st_ino).copied();
+        let mut entry = describe(&spot, contents, &mut buffer)?;
+        if entry.kind == Kind::Directory {
+            entry.origin = memory.implied.get(&stat.st_ino).copied().unwrap_or_default();
+            match entry.origin {
+                Origin::Named => {}
+                _ if entry.path.is_empty() => names_root = false,
+                Origin::Implied => implied += 1,
+                Origin::Renewed => {}
+            }
+        } else if stat.st_nlink > 1 {
+            let next = groups.len() as u64;
+            let number = *groups.entry(stat.st_ino).or_insert(next);
+            entry.group = Some(Group { number, names: walk::links(stat) });
+        }
+        writer.entry(&entry)?;
+    }
+    Ok(Survey { listing: writer.end()?, names_root, implied })
+}
+
+/// Describes a name by what the kernel says of it. A regular file without known contents is an error.
+pub(crate) fn describe(spot: &Spot<'_>, contents: Option<Contents>, buffer: &mut Vec<u8>) -> io::Result<Entry> {
+    let stat = &spot.stat;
+    let device = (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev));
+    let kind = match tree::file_type(stat) {
+        FileType::Directory => Kind::Directory,
+        FileType::RegularFile => Kind::File {
+            size: stat.st_size.cast_unsigned(),
+            contents: contents.ok_or_else(|| io::Error::other("a file appeared that was not unpacked"))?,
+        },
+        FileType::Symlink => Kind::Symlink { target: spot.link()? },
+        FileType::CharacterDevice => Kind::Character { major: device.0, minor: device.1 },
+        FileType::BlockDevice => Kind::Block { major: device.0, minor: device.1 },
+        FileType::Fifo => Kind::Fifo,
+        _ => return Err(io::Error::other("a socket appeared that was not unpacked")),
+    };
+    Ok(Entry {
+        path: spot.path.to_vec(),
+        kind,
+        mode: stat.st_mode & 0o7777,
+        uid: stat.st_uid,
+        gid: stat.st_gid,
+        mtime: (stat.st_mtime, u32::try_from(stat.st_mtime_nsec).unwrap_or_default()),
+        xattrs: spot.xattrs(buffer)?,
+        group: None,
+        origin: Origin::Named,
+    })
+}
