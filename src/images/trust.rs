@@ -22,6 +22,8 @@ use serde::Deserialize;
 const MOST_SIGNATURES: usize = 64;
 const MOST_REFERRERS: usize = 16;
 const LONGEST_SIGNATURE: usize = 1 << 20;
+/// Artifact type under which cosign lists bundles where the registry does not list referrers itself.
+const EMPTY: &str = "application/vnd.oci.empty.v1+json";
 /// All spellings of the media type of bundles begin so.
 const BUNDLES: &str = "application/vnd.dev.sigstore.bundle";
 
@@ -155,8 +157,8 @@ impl Search<'_> {
             Ok(index) => index,
             Err(error) => return self.unusable(&origin, format!("they do not parse: {error}")),
         };
-        let is_bundle = |entry: &&Descriptor| entry.artifact_type.as_deref().is_none_or(|kind| kind == BUNDLE);
-        for entry in index.manifests.iter().filter(is_bundle).take(MOST_REFERRERS) {
+        let may_be_bundle = |entry: &&Descriptor| matches!(entry.artifact_type.as_deref(), None | Some(BUNDLE | EMPTY));
+        for entry in index.manifests.iter().filter(may_be_bundle).take(MOST_REFERRERS) {
             let origin = format!("the referrer {}", entry.digest);
             let fetched = match entry.digest.parse() {
                 Ok(digest) => self.session.manifest(Some(&digest)).await,

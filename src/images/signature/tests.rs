@@ -290,6 +290,9 @@ fn what_cosign_and_skopeo_signed_does() {
     assert!(refusal.contains("it names"), "{refusal}");
     let policy = etc.signed(json!({"keyPath": path, "signedIdentity": {"type": "matchRepository"}})).unwrap();
     judge(&policy, image, &[manifest], std::slice::from_ref(&cosign)).unwrap();
+    let bundle = Content::Bundle(include_bytes!("testdata/cosign3-bundle.json").to_vec());
+    let policy = etc.signed(json!({"keyPath": path, "signedIdentity": {"type": "matchDigest"}})).unwrap();
+    judge(&policy, image, &[manifest], &[bundle]).unwrap();
 }
 
 proptest! {

@@ -54,7 +54,7 @@ fn push_signature(registry: &Registry, signed: &Digest, key: &KeyPair, payloads:
 }
 
 /// Pushes a bundle as cosign 3 does, and lists it where `place` says.
-fn push_bundle(registry: &Registry, signed: &Digest, key: &KeyPair, place: &str) {
+fn push_bundle(registry: &Registry, signed: &Digest, key: &KeyPair, place: &str, artifact_type: &str) {
     let statement = json!({"_type": "https://in-toto.io/Statement/v1", "subject": [{"digest": {"sha256": signed.hex()}}], "predicateType": "https://sigstore.dev/cosign/sign/v1", "predicate": {}}).to_string();
     let kind = "application/vnd.in-toto+json";
     let pae = format!("DSSEv1 {} {kind} {} {statement}", kind.len(), statement.len());
@@ -68,7 +68,7 @@ fn push_bundle(registry: &Registry, signed: &Digest, key: &KeyPair, place: &str)
     let manifest = manifest.to_string().into_bytes();
     registry.put(&format!("x/manifests/{}", Digest::of(&manifest)), OCI_MANIFEST, manifest.clone());
     let entry = |artifact: &str, digest: &Digest| json!({"mediaType": OCI_MANIFEST, "artifactType": artifact, "digest": digest, "size": manifest.len()});
-    let index = json!({"schemaVersion": 2, "manifests": [entry("application/spdx+json", &Digest::of(b"sbom")), entry(BUNDLE, &Digest::of(&manifest))]});
+    let index = json!({"schemaVersion": 2, "manifests": [entry("application/spdx+json", &Digest::of(b"sbom")), entry(artifact_type, &Digest::of(&manifest))]});
     registry.put(&format!("x/{place}"), OCI_INDEX, index.to_string().into_bytes());
 }
 
@@ -145,10 +145,14 @@ async fn a_bundle_is_found_among_the_referrers_or_under_their_tag() {
     let key = KeyPair::generate().unwrap();
     let image = TestImage::small("bundled");
     let digest = image.manifest_digest();
-    for place in [format!("referrers/{digest}"), format!("manifests/sha256-{}", digest.hex())] {
+    for (place, artifact_type) in [
+        (format!("referrers/{digest}"), BUNDLE),
+        // What cosign 3.1 writes there is the type of its manifest's configuration.
+        (format!("manifests/sha256-{}", digest.hex()), "application/vnd.oci.empty.v1+json"),
+    ] {
         let (registry, node) = (Registry::start().await, judged_by(&by_key(&key, "matchDigest")));
         let name = registry.push("x", "v", &image);
-        push_bundle(&registry, &digest, &key, &place);
+        push_bundle(&registry, &digest, &key, &place, artifact_type);
         node.pull(&name).await.unwrap();
         let asked = registry.log();
         let filter = format!("artifactType={}", BUNDLE.replace('+', "%2B"));
