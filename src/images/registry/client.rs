@@ -5,13 +5,14 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use http::header::LOCATION;
 use hyper_util::client::proxy::matcher::Matcher;
 use reqwest::redirect::{Attempt, Policy};
-use reqwest::{Certificate, Client, ClientBuilder, Identity, Url};
+use reqwest::{Certificate, Client, ClientBuilder, Identity, Response, Url};
 
 use crate::hosts::{self, Endpoint, Tls};
 
-const MOST_REDIRECTS: usize = 10;
+pub(crate) const MOST_REDIRECTS: usize = 10;
 const CONNECT: Duration = Duration::from_secs(10);
 /// Bound on remembered clients: certificates that change on disk leave old ones behind.
 const MOST_CLIENTS: usize = 64;
@@ -62,6 +63,8 @@ struct Reach {
     may_be_plain: bool,
     /// Bound on making a connection.
     dial_timeout: Duration,
+    /// Its requests bear headers that are for nobody else.
+    has_headers: bool,
 }
 
 impl Clients {
@@ -81,7 +84,12 @@ impl Clients {
         let (tls, base) = (&endpoint.tls, &endpoint.base);
         let direct = hosts::is_loopback(base);
         let may_be_plain = direct || base.scheme() == "http";
-        let reach = Reach { direct, may_be_plain, dial_timeout: endpoint.dial_timeout.unwrap_or(CONNECT) };
+        let reach = Reach {
+            direct,
+            may_be_plain,
+            dial_timeout: endpoint.dial_timeout.unwrap_or(CONNECT),
+            has_headers: !endpoint.headers.is_empty(),
+        };
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let key = (tls.clone(), reach);
         if let Some(client) = known.get(&key) {
@@ -125,14 +133,15 @@ fn configure(tls: &Tls, reach: Reach) -> ClientBuilder {
     let builder = Client::builder()
         .user_agent(concat!("podwright/", env!("CARGO_PKG_VERSION")))
         .connect_timeout(reach.dial_timeout)
-        .redirect(Policy::custom(redirect))
+        .redirect(Policy::custom(move |attempt| redirect(attempt, reach.has_headers)))
         .referer(false)
         .tls_danger_accept_invalid_certs(tls.skip_verify);
     if reach.direct { builder.no_proxy() } else { builder }
 }
 
-/// Registries send blobs to their storage. What began in TLS stays in TLS.
-fn redirect(attempt: Attempt<'_>) -> reqwest::redirect::Action {
+/// Registries send blobs to their storage. What began in TLS stays in TLS; where headers must not go along, [`elsewhere`]
+/// tells where to.
+fn redirect(attempt: Attempt<'_>, has_headers: bool) -> reqwest::redirect::Action {
     if attempt.previous().len() > MOST_REDIRECTS {
         return attempt.error("too many redirects");
     }
@@ -140,7 +149,16 @@ fn redirect(attempt: Attempt<'_>) -> reqwest::redirect::Action {
     if was_secure && attempt.url().scheme() != "https" {
         return attempt.error("the registry redirects from HTTPS to plain HTTP");
     }
-    attempt.follow()
+    let is_elsewhere = attempt.previous().last().is_some_and(|url| url.origin() != attempt.url().origin());
+    if has_headers && is_elsewhere { attempt.stop() } else { attempt.follow() }
+}
+
+/// Tells where a redirect leads that the client did not follow.
+pub(crate) fn elsewhere(response: &Response) -> Option<Url> {
+    if !response.status().is_redirection() {
+        return None;
+    }
+    response.url().join(response.headers().get(LOCATION)?.to_str().ok()?).ok()
 }
 
 #[cfg(test)]

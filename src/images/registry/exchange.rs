@@ -5,12 +5,13 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use http::StatusCode;
-use http::header::{ACCEPT, AUTHORIZATION, HeaderValue, RANGE};
+use http::header::{ACCEPT, AUTHORIZATION, HeaderName, HeaderValue, RANGE};
+use http::{HeaderMap, StatusCode};
 use reqwest::{Client, Response, Url};
 use tokio::sync::OnceCell;
 
 use crate::auth::{self, Asker, AuthError};
+use crate::client;
 use crate::credentials::Credentials;
 use crate::error::{RegistryError, What};
 use crate::hosts::Endpoint;
@@ -30,6 +31,18 @@ pub(crate) struct Ask<'a> {
     /// Where to stop, before that byte.
     pub(crate) end: Option<u64>,
     pub(crate) takes: Capability,
+}
+
+impl Ask<'_> {
+    /// What is to be said whoever answers.
+    fn headers(&self) -> impl Iterator<Item = (HeaderName, String)> {
+        let range = match self.end {
+            Some(end) => Some(format!("bytes={}-{}", self.offset, end - 1)),
+            None => (self.offset > 0).then(|| format!("bytes={}-", self.offset)),
+        };
+        let accept = self.accept.map(|accept| (ACCEPT, accept.to_owned()));
+        accept.into_iter().chain(range.map(|range| (RANGE, range)))
+    }
 }
 
 /// What an endpoint must be trusted with.
@@ -178,17 +191,20 @@ impl Session {
         if let Some(header) = header {
             headers.insert(AUTHORIZATION, header);
         }
-        let mut request = client.get(url).headers(headers);
-        if let Some(accept) = ask.accept {
-            request = request.header(ACCEPT, accept);
+        let request = async |url: Url, headers| {
+            let request = ask
+                .headers()
+                .fold(client.get(url).headers(headers), |request, (name, value)| request.header(name, value));
+            let response = self.bounded(host, request.send()).await?;
+            response.map_err(|source| RegistryError::Request { host: host.to_owned(), source: source.into() })
+        };
+        let mut response = request(url, headers).await?;
+        // What the headers say is for this endpoint alone.
+        for _ in 0..client::MOST_REDIRECTS {
+            let Some(url) = client::elsewhere(&response) else { break };
+            response = request(url, HeaderMap::new()).await?;
         }
-        match ask.end {
-            Some(end) => request = request.header(RANGE, format!("bytes={}-{}", ask.offset, end - 1)),
-            None if ask.offset > 0 => request = request.header(RANGE, format!("bytes={}-", ask.offset)),
-            None => {}
-        }
-        let response = self.bounded(host, request.send()).await?;
-        response.map_err(|source| RegistryError::Request { host: host.to_owned(), source: source.into() })
+        Ok(response)
     }
 
     /// The request's credentials where they are for this endpoint, else the node's.

@@ -177,6 +177,28 @@ async fn the_node_has_credentials_where_the_request_has_none() {
     assert!(told.contains(&address) && !told.contains("c2VjcmV0") && !told.contains("secret"), "{told}");
 }
 
+#[tokio::test]
+async fn what_is_for_a_registry_does_not_follow_a_redirect_to_another() {
+    let (registry, storage, node) = (Registry::start().await, Registry::start().await, Node::new());
+    registry.door(Door::Basic("u:p"));
+    let image = TestImage::small("x");
+    registry.push("x", "v", &image);
+    storage.push("x", "v", &image);
+    let path = format!("x/blobs/{}", image.layers[0].digest());
+    let location = format!("http://{}/v2/{path}", storage.address);
+    for (host, header) in [("headed.example", "[header]\nx-pass = \"open\""), ("bare.example", "")] {
+        registry.fault(&path, Fault::Status(307, vec![("location", location.clone())], String::new()));
+        node.hosts(host, &format!("server = \"http://{}\"\n{header}", registry.address));
+        let pulled = node.pull_as(&format!("{host}/x:v"), user("u:p")).await.unwrap();
+        node.images.remove(pulled.id.as_str()).await.unwrap();
+    }
+    let asked = storage.log();
+    assert_eq!(asked.len(), 2);
+    assert!(asked.iter().all(|asked| asked.authorization.is_none() && asked.pass.is_none()), "{asked:?}");
+    let at_home = registry.log();
+    assert!(at_home.iter().any(|asked| asked.path.contains(&path) && asked.pass.is_some()), "{at_home:?}");
+}
+
 fn entry(host: &str, username: &str, password: &str) -> (String, RegistryAuth) {
     let auth =
         RegistryAuth { username: username.to_owned(), password: Secret::new(password), ..RegistryAuth::default() };

@@ -88,6 +88,8 @@ pub(crate) struct Asked {
     pub(crate) query: String,
     pub(crate) range: Option<String>,
     pub(crate) authorization: Option<String>,
+    /// A header that a test may have sent.
+    pub(crate) pass: Option<String>,
 }
 
 #[derive(Clone)]
@@ -174,7 +176,13 @@ impl Registry {
         let header =
             |name| request.headers().get(name).map(|value: &http::HeaderValue| value.to_str().unwrap().to_owned());
         let (path, query) = (request.uri().path().to_owned(), request.uri().query().unwrap_or_default().to_owned());
-        let asked = Asked { path: path.clone(), query, range: header("range"), authorization: header("authorization") };
+        let asked = Asked {
+            path: path.clone(),
+            query,
+            range: header("range"),
+            authorization: header("authorization"),
+            pass: header("x-pass"),
+        };
         if path == "/token" {
             let fault = {
                 let faults = &mut self.state.lock().unwrap().faults;
