@@ -18,8 +18,10 @@ mod runtime;
 pub mod session;
 mod shim;
 mod sweep;
+mod usage;
 pub mod view;
 
 pub use error::Error;
 pub use runtime::Runtime;
 pub use session::ExecOutput;
+pub use usage::Use;

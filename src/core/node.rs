@@ -10,6 +10,7 @@ use podwright_network::Network;
 use tokio::sync::Semaphore;
 
 use crate::registry::Registry;
+use crate::usage::Usages;
 
 /// The node a daemon serves.
 pub(crate) struct Node {
@@ -29,6 +30,8 @@ pub(crate) struct Node {
     pub(crate) log_rotation: Option<(u64, u32)>,
     /// Places for looking at users' volumes, whose file systems may not answer.
     pub(crate) volumes: Arc<Semaphore>,
+    /// What containers have written.
+    pub(crate) usages: Usages,
     /// The shim's binary.
     pub(crate) shim: PathBuf,
 }

@@ -25,6 +25,7 @@ use crate::record::PodRecord;
 use crate::recover;
 use crate::registry::{Registry, Reserved};
 use crate::session::{self, Access, ExecOutput, Session, Streams};
+use crate::usage::{Subject, Usages, Use};
 use crate::view::{ContainerView, PodView};
 
 /// How many containers' volumes are looked at at once.
@@ -51,10 +52,13 @@ impl Runtime {
         let volumes = Arc::new(Semaphore::new(VOLUME_LOOKERS));
         let log = &config.container_log;
         let log_rotation = (log.max_bytes > 0).then_some((log.max_bytes, log.max_files));
-        let node =
-            Arc::new(Node { layout, facts, images, network, registry, host: traits, log_rotation, volumes, shim });
-        recover::recover(&node).await?;
-        Ok(Self { node })
+        let usages = Usages::default();
+        let node = Node { layout, facts, images, network, registry, host: traits, log_rotation, volumes, usages, shim };
+        let runtime = Self { node: Arc::new(node) };
+        recover::recover(&runtime.node).await?;
+        // What containers from before have written is counted by the time somebody asks.
+        runtime.written();
+        Ok(runtime)
     }
 
     /// Creates a sandbox, joins the creation of the same one, or finds it created (CRI `RunPodSandbox`).
@@ -266,6 +270,18 @@ impl Runtime {
     /// Says whether pods can have a network.
     pub fn network_status(&self) -> podwright_network::Status {
         self.node.network.status()
+    }
+
+    /// Tells what all containers together have written: figures that may be some seconds old, without a wait for new
+    /// ones.
+    pub fn written(&self) -> Use {
+        let subject = |container: &Arc<ContainerView>| Subject {
+            id: container.id.clone(),
+            directory: self.node.layout.container_writable(&container.pod, &container.id),
+            state: container.state.clone(),
+        };
+        let all: Vec<_> = self.containers().iter().map(subject).collect();
+        self.node.usages.total(&all)
     }
 
     /// Where containers' writable layers are.

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use podwright_core::{Error, Runtime};
+use podwright_core::{Error, Runtime, Use};
 use podwright_images::{Image, Images, PullProgress, Usage};
 use podwright_proto::runtime::v1;
 use podwright_proto::runtime::v1::image_service_server::ImageService;
@@ -13,7 +13,7 @@ use tracing::{Instrument, info_span, instrument};
 
 use crate::batch::{self, Answers};
 use crate::convert;
-use crate::disk::{Use, is_same_file_system};
+use crate::disk::is_same_file_system;
 use crate::parse::image::{credentials, name};
 use crate::status::{of_pull, reply};
 
@@ -72,10 +72,11 @@ impl ImageApi {
     }
 
     async fn file_systems(&self) -> Result<v1::ImageFsInfoResponse, Status> {
-        let (images, containers) = (self.images.clone(), self.runtime.containers_directory());
+        let (images, written) = (self.images.clone(), self.runtime.written());
+        let directory = self.runtime.containers_directory();
         let counting = spawn_blocking(move || {
             let images = images.usage();
-            let containers = writable_layers(&images, &containers);
+            let containers = writable_layers(&images, written, &directory);
             v1::ImageFsInfoResponse {
                 image_filesystems: vec![convert::image::file_system(&images)],
                 container_filesystems: vec![convert::image::file_system(&containers)],
@@ -85,10 +86,10 @@ impl ImageApi {
     }
 }
 
-/// Counts what containers have written. Where they share a file system with the images, they are told to be at the same
+/// Tells where containers write, and how much they have written. Where they share a file system with the images, they are told to be at the same
 /// place: by two places the kubelet knows a node with two disks.
-fn writable_layers(images: &Usage, directory: &Path) -> Usage {
-    let Use { bytes, inodes } = Use::of(directory);
+fn writable_layers(images: &Usage, written: Use, directory: &Path) -> Usage {
+    let Use { bytes, inodes } = written;
     let shared = is_same_file_system(&images.mountpoint, directory);
     let mountpoint = if shared { images.mountpoint.clone() } else { directory.to_owned() };
     Usage { bytes, inodes, mountpoint }
