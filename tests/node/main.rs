@@ -20,3 +20,4 @@ mod restart;
 mod servers;
 mod streaming;
 mod trust;
+mod volumes;

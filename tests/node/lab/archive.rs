@@ -71,7 +71,7 @@ impl Layer {
         self
     }
 
-    fn into_bytes(self) -> Vec<u8> {
+    pub(crate) fn into_bytes(self) -> Vec<u8> {
         self.tar.into_inner().expect("memory takes every write")
     }
 }

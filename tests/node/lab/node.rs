@@ -54,6 +54,7 @@ pub(crate) struct Node {
     bridge: String,
     tmpfs: bool,
     daemon: Mutex<Option<Child>>,
+    channel: Channel,
     /// The CRI's runtime service.
     pub(crate) runtime: RuntimeServiceClient<Channel>,
     /// The CRI's image service.
@@ -98,6 +99,7 @@ impl Node {
             bridge,
             tmpfs: setup.root_size.is_some(),
             daemon: Mutex::new(None),
+            channel: channel.clone(),
             runtime: RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(MESSAGE_LIMIT),
             images: ImageServiceClient::new(channel).max_decoding_message_size(MESSAGE_LIMIT),
         };
@@ -121,6 +123,11 @@ impl Node {
     /// The daemon's own files.
     pub(crate) fn layout(&self) -> &Layout {
         &self.layout
+    }
+
+    /// The daemon's socket, for clients of other bindings.
+    pub(crate) fn channel(&self) -> Channel {
+        self.channel.clone()
     }
 
     /// A directory of the test's own, gone with the node.
