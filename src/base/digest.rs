@@ -1,6 +1,7 @@
 //! Content digests as the OCI image specification writes them: `sha256:` and 64 lower-case hex digits.
 
 use std::fmt;
+use std::io::{self, Read};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -32,6 +33,22 @@ impl Digest {
     /// Computes the digest of bytes in memory.
     pub fn of(bytes: &[u8]) -> Self {
         Self::from_sha256(&Sha256::digest(bytes).into())
+    }
+
+    /// Computes the digest of all that a reader gives.
+    ///
+    /// # Errors
+    /// The reader's.
+    pub fn of_reader(mut reader: impl Read) -> io::Result<Self> {
+        let (mut hash, mut buffer) = (Sha256::new(), vec![0; 64 << 10]);
+        loop {
+            match reader.read(&mut buffer) {
+                Ok(0) => return Ok(Self::from_sha256(&hash.finalize().into())),
+                Ok(read) => hash.update(&buffer[..read]),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     /// Returns the whole digest, algorithm included.
@@ -92,6 +109,7 @@ mod tests {
         let digest = Digest::from_sha256(&[0xab; 32]);
         assert_eq!(digest.hex(), "ab".repeat(32));
         assert_eq!(digest.as_str().parse::<Digest>().unwrap(), digest);
+        assert_eq!(Digest::of_reader(&[7; 100_000][..]).unwrap(), Digest::of(&[7; 100_000]));
     }
 
     #[test]

@@ -97,14 +97,13 @@ impl fmt::Display for Attribute {
     }
 }
 
-impl fmt::Display for Difference {
+impl fmt::Display for What {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "/{}: ", self.path.escape_ascii())?;
-        match &self.what {
-            What::Missing => f.write_str("missing"),
-            What::Extra => f.write_str("extra"),
-            What::Unreadable(error) => write!(f, "unreadable: {error}"),
-            What::Changed(attributes) => {
+        match self {
+            Self::Missing => f.write_str("missing"),
+            Self::Extra => f.write_str("extra"),
+            Self::Unreadable(error) => write!(f, "unreadable: {error}"),
+            Self::Changed(attributes) => {
                 let mut names = attributes.iter();
                 if let Some(first) = names.next() {
                     write!(f, "{first}")?;
@@ -113,6 +112,12 @@ impl fmt::Display for Difference {
                 f.write_str(" changed")
             }
         }
+    }
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "/{}: {}", self.path.escape_ascii(), self.what)
     }
 }
 

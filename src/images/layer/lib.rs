@@ -4,7 +4,7 @@
 //!   bytes ──► unpack (digests, decompression) ──► archive (tar; pax, sparse) ──► apply ──► tree (openat2)
 //!   an artifact's blob ──► artifact (an archive of it alone, unless it is one) ──► apply
 //!   a file ──► bundle (the members of an image archive, each readable on its own)
-//!   the finished directory ─► survey (walk) ──► listing (record) ──► compare (walk again, later)
+//!   the finished directory ─► survey (walk) ──► listing (record) ──► compare (walk again, later) ──► mend
 //!   directories of several layers ──► view (what overlayfs would show, without a mount)
 //! ```
 //! Each layer directory stands alone: it is unpacked without looking at the layers below it, so that layers come in
@@ -18,6 +18,7 @@ mod bundle;
 mod compare;
 mod contents;
 mod listing;
+mod mend;
 mod pax;
 mod record;
 mod sparse;
@@ -35,6 +36,7 @@ pub use bundle::{Bundle, BundleError, Section};
 pub use compare::{Attribute, Depth, Difference, MOST_DIFFERENCES, What};
 pub use contents::Contents;
 pub use listing::{Entries, Entry, Group, Kind, Link, Listing, ListingError, Origin, order};
+pub use mend::{MendError, mend};
 pub use tree::remove_path;
 pub use unpack::{ApplyFailure, Expected, UnpackError, Unpacked, decompress, is_compressed, unpack};
 pub use view::{Located, ReadFileError, locate, read_file};

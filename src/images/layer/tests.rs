@@ -3,4 +3,5 @@
 mod apply;
 mod archive;
 mod listing;
+mod mend;
 mod view;

@@ -153,6 +153,14 @@ pub(crate) fn set_xattr(parent: BorrowedFd<'_>, name: &[u8], key: &OsStr, value:
     Ok(rustix::fs::lsetxattr(proc_path(parent, name).as_slice(), key, value, XattrFlags::empty())?)
 }
 
+/// Removes an extended attribute of a name without following it; one that is gone is fine.
+pub(crate) fn remove_xattr(parent: BorrowedFd<'_>, name: &[u8], key: &[u8]) -> io::Result<()> {
+    match rustix::fs::lremovexattr(proc_path(parent, name).as_slice(), key) {
+        Err(Errno::NODATA) => Ok(()),
+        result => Ok(result?),
+    }
+}
+
 fn proc_path(parent: BorrowedFd<'_>, name: &[u8]) -> Vec<u8> {
     let mut path = format!("/proc/self/fd/{}/", parent.as_raw_fd()).into_bytes();
     path.extend_from_slice(name);

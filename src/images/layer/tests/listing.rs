@@ -13,13 +13,13 @@ use tar::EntryType;
 use crate::testing::{Entry as Member, Tar};
 use crate::{Depth, Difference, Entry, Expected, Kind, Listing, ListingError, Origin, Unpacked, What, order, unpack};
 
-struct Layer {
-    dir: tempfile::TempDir,
-    unpacked: Unpacked,
+pub(crate) struct Layer {
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) unpacked: Unpacked,
 }
 
 impl Layer {
-    fn new(tar: Tar) -> Self {
+    pub(crate) fn new(tar: Tar) -> Self {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("tree")).unwrap();
         let bytes = tar.end();
@@ -29,11 +29,11 @@ impl Layer {
         Self { dir, unpacked }
     }
 
-    fn at(&self, path: &str) -> PathBuf {
+    pub(crate) fn at(&self, path: &str) -> PathBuf {
         self.dir.path().join("tree").join(path)
     }
 
-    fn listing(&self) -> Listing {
+    pub(crate) fn listing(&self) -> Listing {
         Listing::open(&self.dir.path().join("listing"), &self.unpacked.listing).unwrap()
     }
 
@@ -45,7 +45,7 @@ impl Layer {
         self.entries().into_iter().find(|entry| entry.path == path.as_bytes()).expect(path)
     }
 
-    fn differences(&self, depth: Depth) -> Vec<String> {
+    pub(crate) fn differences(&self, depth: Depth) -> Vec<String> {
         let found = self.listing().compare(&self.dir.path().join("tree"), depth).unwrap();
         found.iter().map(Difference::to_string).collect()
     }
@@ -58,7 +58,7 @@ impl Layer {
     }
 }
 
-fn hostile() -> Tar {
+pub(crate) fn hostile() -> Tar {
     let deep: String = vec!["d"; 40].join("/");
     let mut tar = Tar::default()
         .dir("./")
