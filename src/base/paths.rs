@@ -2,10 +2,11 @@
 //!
 //! ```text
 //! <root>/  (kept over a reboot)            <state>/  (gone after a reboot)
-//!   content/blobs/sha256/<hex>               podwright.sock            the CRI socket
+//!   content/index.json, blobs/sha256/<hex>   podwright.sock            the CRI socket
 //!   content/ingest/                          daemon.lock               one daemon per state directory
 //!   layers/<diffID hex>/                     pods/<id>/shim.sock
 //!   images/<image id hex>.json               pods/<id>/shim.log        a shim's last words
+//!   images.open                              (while a daemon runs)
 //!   daemon.lock                              one daemon per root directory, too
 //!   pods/<id>/record.json                    pods/<id>/resolv.conf, hosts, hostname
 //!   pods/<id>/containers/<id>/record.json
@@ -88,6 +89,11 @@ impl Layout {
     /// Image records.
     pub fn images(&self) -> PathBuf {
         self.root.join("images")
+    }
+
+    /// There while a daemon may write images.
+    pub fn images_mark(&self) -> PathBuf {
+        self.root.join("images.open")
     }
 
     /// Leases of the built-in network.

@@ -1,4 +1,4 @@
-//! `podwright image`: list, pull, load and remove images.
+//! `podwright image`: list, pull, load, verify and remove images.
 
 use std::io::{self, BufRead, Write};
 use std::path::PathBuf;
@@ -11,6 +11,7 @@ use podwright_proto::runtime::v1::{AuthConfig, ImageSpec, ImageStatusRequest, Li
 use super::client::{Client, said};
 use super::progress::Progress;
 use super::table::{Table, short};
+use super::verify::{Verify, verify};
 
 /// What to do with images.
 #[derive(Debug, clap::Subcommand)]
@@ -25,6 +26,8 @@ pub(crate) enum Command {
         #[arg(required = true)]
         images: Vec<String>,
     },
+    /// Compare images on disk with what was pulled, file by file
+    Verify(Verify),
     /// Import images from a tar file: an OCI layout, or what `docker save` writes
     Load {
         /// The file
@@ -53,6 +56,7 @@ pub(crate) async fn image(client: &mut Client, command: Command) -> Result<()> {
         }
         Command::Rm { images } => remove(client, &images).await,
         Command::Load { file } => load(client, &file).await,
+        Command::Verify(args) => verify(client, args).await,
     }
 }
 

@@ -17,6 +17,7 @@ mod run;
 mod serve;
 mod table;
 mod telemetry;
+mod verify;
 
 use std::io::{self, Write};
 use std::path::PathBuf;

@@ -81,8 +81,9 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let listener = listen(&address)?;
     info!(address = %address.display(), version = env!("CARGO_PKG_VERSION"), "serving");
     tell_systemd(&[sd_notify::NotifyState::Ready]);
+    tokio::spawn(recover(images.clone()));
     let streaming = Server::start(&config.streaming, podwright_cri::backend(runtime.clone())).await?;
-    let routes = podwright_cri::services(runtime.clone(), images, streaming.clone());
+    let routes = podwright_cri::services(runtime.clone(), images.clone(), streaming.clone());
     let drained = CancellationToken::new();
     let server =
         tonic::transport::Server::builder().add_routes(routes).serve_with_incoming_shutdown(connections(listener), {
@@ -103,8 +104,17 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     }
     streaming.shutdown().await;
     runtime.close().await;
+    images.close()?;
     info!("stopped");
     Ok(())
+}
+
+/// Looks after images that a power cut may have damaged, beside all that is served.
+async fn recover(images: Images) {
+    if let Err(error) = images.recover().await {
+        let error: &dyn std::error::Error = &error;
+        warn!(error, "images are checked again at the next start");
+    }
 }
 
 /// Takes as many open files as the administrator allows: each pod takes some here, and its shim inherits the limit.

@@ -20,6 +20,7 @@ mod runtime;
 mod signal;
 mod status;
 mod streaming;
+mod verify;
 
 use std::sync::Arc;
 

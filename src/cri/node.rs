@@ -1,5 +1,5 @@
-//! The service of Podwright's own commands: pulls and loads whose progress is watched. Both are given up when their
-//! client leaves, as somebody who interrupts a command expects.
+//! The service of Podwright's own commands: pulls and loads whose progress is watched, and verification. They are given
+//! up when their client leaves, as somebody who interrupts a command expects.
 
 use std::path::Path;
 
@@ -15,6 +15,7 @@ use crate::parse::field::{Field, absolute, not_empty};
 use crate::parse::image::credentials;
 use crate::progress;
 use crate::status::{of, of_load, of_pull};
+use crate::verify;
 
 /// Answers the calls of the node service.
 pub(crate) struct NodeApi {
@@ -32,6 +33,7 @@ impl NodeApi {
 impl Node for NodeApi {
     type PullImageStream = Answers<v1::PullProgress>;
     type LoadImageStream = Answers<v1::LoadProgress>;
+    type VerifyImagesStream = Answers<v1::VerifiedImage>;
 
     async fn pull_image(
         &self,
@@ -63,6 +65,15 @@ impl Node for NodeApi {
         };
         Ok(Response::new(progress::stream(receiver, load, load_progress)))
     }
+
+    async fn verify_images(
+        &self,
+        request: Request<v1::VerifyImagesRequest>,
+    ) -> Result<Response<Self::VerifyImagesStream>, Status> {
+        let request = request.into_inner();
+        let answers = verify::stream(self.images.clone(), &request.images, request.repair)?;
+        Ok(Response::new(answers))
+    }
 }
 
 fn pull_progress(progress: &PullProgress) -> v1::PullProgress {
@@ -75,6 +86,6 @@ fn load_progress(progress: &PullProgress) -> v1::LoadProgress {
     v1::LoadProgress { read_bytes, total_bytes, images: Vec::new() }
 }
 
-fn named(image: &Image) -> v1::Image {
+pub(crate) fn named(image: &Image) -> v1::Image {
     v1::Image { id: image.id.to_string(), names: image.tags.iter().chain(&image.digests).cloned().collect() }
 }

@@ -50,6 +50,11 @@ pub(crate) fn of_load(error: LoadError) -> Status {
     }
 }
 
+/// Makes the answer of a failed verification.
+pub(crate) fn of_verify(error: impl std::error::Error + Send + Sync + 'static) -> Status {
+    of(&Error::step("verify images", error))
+}
+
 /// Makes the answer of a call that a later version brings.
 pub(crate) fn later(call: &str, what: &str) -> Status {
     Status::unimplemented(format!("{call}: {what} not part of this version yet"))

@@ -19,7 +19,7 @@ use crate::usage::Usage;
 pub struct Collected {
     /// Layers.
     pub layers: usize,
-    /// Manifests, indexes, configurations, and layers' blobs.
+    /// Manifests, indexes, configurations, layers' blobs, and parts of blobs whose pull nobody tries again.
     pub blobs: usize,
 }
 
@@ -83,7 +83,8 @@ impl Store {
                 removed += 1;
             }
         }
-        Ok(removed)
+        // A removal may be for want of room.
+        Ok(removed + at("clear", self.places().ingest(), self.content().sweep_parts())?)
     }
 
     /// Adds up what layers and blobs take.
@@ -93,7 +94,8 @@ impl Store {
         for layer in self.layers().list().unwrap_or_default() {
             amount.add(self.layers().amount(&layer).unwrap_or_default());
         }
-        for (_, length) in self.content().list().unwrap_or_default() {
+        let blobs = self.content().list().unwrap_or_default().into_iter().map(|(_, length)| length);
+        for length in blobs.chain(self.content().ingest().unwrap_or_default()) {
             amount.add_file(length);
         }
         Usage { bytes: amount.bytes, inodes: amount.inodes, mountpoint: self.places().layers().to_owned() }

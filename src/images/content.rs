@@ -64,6 +64,27 @@ impl Content {
         }
     }
 
+    /// Removes parts that are old, and returns how many.
+    pub(crate) fn sweep_parts(&self) -> io::Result<usize> {
+        let mut removed = 0;
+        for entry in fs::read_dir(self.places.ingest())? {
+            let entry = entry?;
+            let is_part = entry.path().extension().is_some_and(|extension| extension == PART);
+            // What is being written may be gone again by now.
+            if is_part && entry.metadata().is_ok_and(|metadata| is_old(&metadata)) {
+                fs::remove_file(entry.path())?;
+                removed += 1;
+            }
+        }
+        Ok(removed)
+    }
+
+    /// Returns the lengths of what is being written, and of parts.
+    pub(crate) fn ingest(&self) -> io::Result<Vec<u64>> {
+        let entries = fs::read_dir(self.places.ingest())?;
+        Ok(entries.filter_map(|entry| Some(entry.ok()?.metadata().ok()?.len())).collect())
+    }
+
     /// Returns all blobs and their lengths.
     pub(crate) fn list(&self) -> io::Result<Vec<(Digest, u64)>> {
         let mut blobs = Vec::new();

@@ -139,6 +139,13 @@ impl<'a> Fetch<'a> {
         }
     }
 
+    /// Fetches a layer, whether it is there or not.
+    pub(crate) async fn anew(&self, wanted: &Wanted) -> Result<Arc<Staged>, PullError> {
+        let progress = watch::Sender::new(PullProgress::default());
+        let (busy, _idle) = mpsc::channel(1);
+        self.fetch(wanted, &LayerReport::new(&progress, 0), &busy).await
+    }
+
     /// Streams a blob into a thread that unpacks it.
     async fn transfer(
         &self,
@@ -195,13 +202,8 @@ impl<'a> Fetch<'a> {
 /// Unpacks what comes. The part stays when the transfer was given up: then the rest may come later. Or it becomes the
 /// blob that is kept beside the layer.
 fn unpack(store: &Store, mut feed: Feed, wanted: &Wanted) -> Result<Arc<Staged>, StageError> {
+    let staged = stage_wanted(store, &mut feed, wanted);
     let blob = &wanted.blob.digest;
-    let staged = match &wanted.form {
-        None => stage(store, &mut feed, &Expected { blob: Some(blob.clone()), diff_id: wanted.id.clone() }),
-        Some(form) => staged(store, &wanted.id, |layer| {
-            podwright_layer::unpack_artifact(&mut feed, blob, form, layer.directory(), layer.listing())
-        }),
-    };
     let (part, given_up) = feed.into_part();
     match &staged {
         Ok(staged) if store.keeps_layer_blobs() => staged.keep(blob.clone(), store.content().part(blob)),
@@ -209,6 +211,17 @@ fn unpack(store: &Store, mut feed: Feed, wanted: &Wanted) -> Result<Arc<Staged>,
         _ => part.remove(),
     }
     staged
+}
+
+/// Unpacks a blob into what it is wanted for.
+pub(crate) fn stage_wanted(store: &Store, blob: impl Read, wanted: &Wanted) -> Result<Arc<Staged>, StageError> {
+    let digest = &wanted.blob.digest;
+    match &wanted.form {
+        None => stage(store, blob, &Expected { blob: Some(digest.clone()), diff_id: wanted.id.clone() }),
+        Some(form) => staged(store, &wanted.id, |layer| {
+            podwright_layer::unpack_artifact(blob, digest, form, layer.directory(), layer.listing())
+        }),
+    }
 }
 
 /// Why a layer was not staged.

@@ -12,6 +12,8 @@ use crate::content;
 
 /// The newest record this version writes, and the only one it reads.
 const VERSION: u32 = 1;
+/// Extension of records that cannot be used.
+pub(crate) const ASIDE: &str = "damaged";
 
 /// An image on this node (CRI `Image`).
 #[derive(Debug, Clone, PartialEq)]
@@ -106,6 +108,11 @@ impl Image {
         [self.id.clone(), self.manifest.clone()].into_iter().chain(artifact).chain(named)
     }
 
+    /// Returns the digest of its configuration, which an artifact has too.
+    pub(crate) fn config_digest(&self) -> &Digest {
+        self.artifact.as_ref().map_or(&self.id, |artifact| &artifact.config)
+    }
+
     /// Reads a record and its configuration, and makes sure that all layers are there.
     pub(crate) fn read(
         place: &Path,
@@ -152,7 +159,23 @@ impl Image {
 
 /// Moves a record that cannot be used out of the way, kept for whoever looks into it.
 pub(crate) fn quarantine(place: &Path) -> io::Result<PathBuf> {
-    let aside = place.with_extension("json.damaged");
+    let aside = aside(place);
     fs::rename(place, &aside)?;
     Ok(aside)
+}
+
+/// Returns where a record is moved that cannot be used.
+pub(crate) fn aside(place: &Path) -> PathBuf {
+    place.with_extension(format!("json.{ASIDE}"))
+}
+
+/// Reads the names that a record still tells that was moved aside: what to pull again.
+pub(crate) fn names_of_aside(aside: &Path) -> Vec<String> {
+    #[derive(Deserialize)]
+    struct Names {
+        tags: Vec<String>,
+        digests: Vec<String>,
+    }
+    let names = fs::read(aside).ok().and_then(|bytes| serde_json::from_slice::<Names>(&bytes).ok());
+    names.map(|names| names.tags.into_iter().chain(names.digests).collect()).unwrap_or_default()
 }

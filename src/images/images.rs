@@ -51,7 +51,11 @@ impl Images {
         Ok(Self { inner: Arc::new(Inner { puller, joint: Joint::default(), pinned }) })
     }
 
-    fn store(&self) -> &Arc<Store> {
+    pub(crate) fn puller(&self) -> &Puller {
+        &self.inner.puller
+    }
+
+    pub(crate) fn store(&self) -> &Arc<Store> {
         &self.inner.puller.store
     }
 
@@ -147,6 +151,15 @@ impl Images {
     /// When the disk refuses.
     pub fn collect(&self) -> Result<Collected, StoreError> {
         self.store().collect()
+    }
+
+    /// Says that nothing is being written any more, so that the next start need not suspect a power cut. Blocks on the
+    /// disk.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn close(&self) -> Result<(), StoreError> {
+        self.store().close()
     }
 
     /// Returns the directory of a layer, for mounting.

@@ -184,6 +184,15 @@ fn image(bytes: &[u8]) -> Result<Parsed, ManifestError> {
     Ok(Parsed::Image { config, layers })
 }
 
+/// Returns the configuration of a manifest that was checked when its image came.
+pub(crate) fn config(manifest: &[u8]) -> Option<Blob> {
+    #[derive(Deserialize)]
+    struct Config {
+        config: OciDescriptor,
+    }
+    blob(&serde_json::from_slice::<Config>(manifest).ok()?.config).ok()
+}
+
 /// Returns the layers of a manifest that was checked when its image came, bottom first.
 pub(crate) fn layers(manifest: &[u8]) -> Vec<Blob> {
     #[derive(Deserialize)]

@@ -9,6 +9,7 @@
 //! layers/.new-<n>-<diffID hex>/, .json, .tree        being unpacked
 //! layers/.old-<n>-<diffID hex>/                      being removed
 //! images/<image id hex>.json                         image records
+//! images.open                                        there while all this may be written
 //! ```
 
 use std::fs::{self, DirBuilder};
@@ -29,11 +30,12 @@ pub(crate) struct Places {
     content: PathBuf,
     layers: PathBuf,
     images: PathBuf,
+    mark: PathBuf,
 }
 
 impl Places {
     pub(crate) fn new(layout: &Layout) -> Self {
-        Self { content: layout.content(), layers: layout.layers(), images: layout.images() }
+        Self { content: layout.content(), layers: layout.layers(), images: layout.images(), mark: layout.images_mark() }
     }
 
     /// Makes the directories that are missing. No other user may walk into them: layers hold setuid programs.
@@ -98,6 +100,10 @@ impl Places {
 
     pub(crate) fn images(&self) -> &Path {
         &self.images
+    }
+
+    pub(crate) fn mark(&self) -> PathBuf {
+        self.mark.clone()
     }
 
     pub(crate) fn record(&self, image: &Digest) -> PathBuf {

@@ -19,7 +19,7 @@ use podwright_base::Digest;
 use podwright_layer::Amount;
 
 use crate::durable;
-use crate::image::Image;
+use crate::image::{self, Image};
 use crate::layout;
 use crate::snapshot::Staged;
 use crate::store::{Store, StoreError, at};
@@ -37,7 +37,7 @@ pub(crate) struct Candidate {
 impl Candidate {
     fn documents(&self) -> impl Iterator<Item = (Digest, &[u8])> {
         let manifest = (self.image.manifest.clone(), self.manifest.as_slice());
-        let config = self.image.artifact.as_ref().map_or(&self.image.id, |artifact| &artifact.config);
+        let config = self.image.config_digest();
         let config = (config.clone(), self.config.as_slice());
         let index = self.index.as_deref().map(|index| (Digest::of(index), index));
         [manifest, config].into_iter().chain(index)
@@ -72,6 +72,36 @@ impl Store {
         commit.finish(&candidate.staged)?;
         self.state().images = images;
         Ok(image)
+    }
+
+    /// Puts a document into its place that was damaged.
+    pub(crate) fn restore(&self, digest: &Digest, bytes: &[u8]) -> Result<(), StoreError> {
+        let _publication = self.publication();
+        let mut commit = Commit { store: self, renames: Vec::new() };
+        commit.document(digest, bytes)?;
+        commit.finish(&[])
+    }
+
+    /// Puts a layer's directory, listing and facts into their places, where no directory is.
+    pub(crate) fn restore_layer(&self, staged: &Staged) -> Result<(), StoreError> {
+        let _publication = self.publication();
+        at("publish the layer", staged.directory(), self.layers().publish(staged))
+    }
+
+    /// Puts a layer's listing and facts into their places, where the directory is.
+    pub(crate) fn restore_facts(&self, staged: &Staged) -> Result<(), StoreError> {
+        let _publication = self.publication();
+        at("publish the listing of", staged.directory(), self.layers().publish_facts(staged))
+    }
+
+    /// Puts a layer's blob into its place that was damaged.
+    pub(crate) fn restore_layer_blob(&self, staged: &Staged) -> Result<(), StoreError> {
+        let Some((digest, bytes)) = staged.kept() else { return Ok(()) };
+        let (place, blobs) = (self.places().blob(digest), self.places().blobs());
+        at("sync", &place, File::open(bytes).and_then(|file| file.sync_all()))?;
+        let _publication = self.publication();
+        publish_blob(bytes, place)?;
+        at("sync", &blobs, durable::sync_names(&[&blobs]))
     }
 
     fn merged(&self, candidate: &Candidate, known: Option<&Image>) -> Image {
@@ -137,6 +167,8 @@ impl Commit<'_> {
 
     fn record(&mut self, image: &Image) -> Result<(), StoreError> {
         let place = self.store.places().record(&image.id);
+        // One that a start has moved aside is made good by this.
+        let _ = fs::remove_file(image::aside(&place));
         let record = at("describe the image in", &place, image.record().map_err(io::Error::from))?;
         self.write(image.id.hex(), &record, place)
     }

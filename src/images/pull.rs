@@ -7,7 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use oci_spec::image::ImageConfiguration;
 use podwright_base::Digest;
 use podwright_base::config::Registry as Config;
-use podwright_registry::{Blob, Credentials, Document, Reference, RegistryError, Session, Transport};
+use podwright_registry::{Blob, Credentials, Document, HostsError, Reference, RegistryError, Session, Transport};
 use tokio::sync::watch;
 
 use crate::fetch::{Fetch, Wanted};
@@ -23,7 +23,7 @@ use crate::store::Store;
 use crate::trust::{Trust, TrustError};
 
 /// Bound on an image's configuration; real ones are a few kilobytes.
-const LONGEST_CONFIG: usize = 8 << 20;
+pub(crate) const LONGEST_CONFIG: usize = 8 << 20;
 /// An index may hold an index; how often.
 const DEEPEST_INDEX: usize = 4;
 
@@ -60,11 +60,22 @@ impl Puller {
         progress: watch::Sender<PullProgress>,
     ) -> Result<Arc<Image>, PullError> {
         let name = reference.to_string();
-        let endpoints = podwright_registry::endpoints(&self.config_path, reference.registry())
-            .map_err(|source| PullError::Hosts { reference: name.clone(), source })?;
-        let session = Arc::new(Session::new(Arc::clone(&self.transport), reference.clone(), credentials, endpoints));
+        let session = self.session(reference.clone(), credentials);
+        let session = Arc::new(session.map_err(|source| PullError::Hosts { reference: name.clone(), source })?);
         let one = One { puller: &self, session, reference, name, progress };
         one.run().await
+    }
+}
+
+impl Puller {
+    /// Begins a conversation with an image's registry and its mirrors.
+    pub(crate) fn session(
+        &self,
+        reference: Reference,
+        credentials: Option<Credentials>,
+    ) -> Result<Session, HostsError> {
+        let endpoints = podwright_registry::endpoints(&self.config_path, reference.registry())?;
+        Ok(Session::new(Arc::clone(&self.transport), reference, credentials, endpoints))
     }
 }
 

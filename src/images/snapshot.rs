@@ -143,12 +143,16 @@ impl Layers {
         if staged.published.load(Ordering::Acquire) || self.amount(&staged.diff_id).is_some() {
             return Ok(());
         }
-        let place = self.places.layer(&staged.diff_id);
-        fs::rename(&staged.listing, self.places.layer_listing(&staged.diff_id))?;
-        fs::rename(&staged.facts, self.places.layer_facts(&staged.diff_id))?;
-        fs::rename(&staged.directory, place)?;
+        self.publish_facts(staged)?;
+        fs::rename(&staged.directory, self.places.layer(&staged.diff_id))?;
         staged.published.store(true, Ordering::Release);
         Ok(())
+    }
+
+    /// Gives what is known of a staged layer its final names: for the directory that is there.
+    pub(crate) fn publish_facts(&self, staged: &Staged) -> io::Result<()> {
+        fs::rename(&staged.listing, self.places.layer_listing(&staged.diff_id))?;
+        fs::rename(&staged.facts, self.places.layer_facts(&staged.diff_id))
     }
 
     /// Takes a layer's final name away and returns where its files are; quick, unlike their removal.
@@ -181,6 +185,11 @@ impl Staged {
         fs::write(&self.facts, serde_json::to_vec(&facts)?)?;
         self.known.get_or_init(|| facts);
         Ok(())
+    }
+
+    /// Returns what is known of the layer, once it is finished.
+    pub(crate) fn facts(&self) -> Option<&Facts> {
+        self.known.get()
     }
 
     /// Returns what the layer takes, nothing before it is finished.

@@ -10,12 +10,14 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use podwright_base::Digest;
+use podwright_base::{Digest, chain};
 
 use crate::content::Content;
 use crate::image::{self, Image};
+use crate::mark::Mark;
 use crate::places::Places;
 use crate::snapshot::{self, Layers};
+use crate::verify::{self, Effort, Finding, Part, Verified};
 
 /// Digits of an image id from which on a prefix names it.
 const SHORTEST_PREFIX: usize = 12;
@@ -42,6 +44,7 @@ pub(crate) struct Store {
     layers: Layers,
     content: Content,
     keep_layer_blobs: bool,
+    mark: Mark,
     publication: Mutex<()>,
     state: Mutex<State>,
 }
@@ -82,9 +85,58 @@ impl Store {
         }
         let images = settle_names(images);
         let state = Mutex::new(State { images, ..State::default() });
-        let store = Self { places, layers, content, keep_layer_blobs, publication: Mutex::new(()), state };
+        let mark = at("mark", places.mark(), Mark::set(places.mark()))?;
+        let publication = Mutex::new(());
+        let store = Self { places, layers, content, keep_layer_blobs, mark, publication, state };
         store.restore_index()?;
+        if store.is_suspect() {
+            store.look_for_damage();
+        }
         Ok(store)
+    }
+
+    /// Says what a power cut has done, as far as digests tell.
+    fn look_for_damage(&self) {
+        let mut known = Verified::default();
+        for image in self.list() {
+            match verify::check(self, &image, Effort::Digests, &mut known) {
+                Ok(found) => found.iter().for_each(|finding| {
+                    tracing::warn!(image.id = %image.id, %finding, "an image was damaged when the host went down");
+                }),
+                Err(error) => tracing::warn!(image.id = %image.id, error = chain(&error), "it cannot be verified"),
+            }
+        }
+    }
+
+    /// Tells whether the host went down while the store was open, and the store was not checked since.
+    pub(crate) fn is_suspect(&self) -> bool {
+        self.mark.is_suspect()
+    }
+
+    /// Says that the store was checked.
+    pub(crate) fn checked(&self) -> Result<(), StoreError> {
+        at("mark", self.places.mark(), self.mark.checked())
+    }
+
+    /// Says that nothing is being written any more.
+    pub(crate) fn close(&self) -> Result<(), StoreError> {
+        at("remove", self.places.mark(), self.mark.clear())
+    }
+
+    /// Returns the records that starts have moved aside, with what can be done about them.
+    pub(crate) fn set_aside(&self) -> Result<Vec<Finding>, StoreError> {
+        let mut found = Vec::new();
+        for entry in at("list", self.places.images(), fs::read_dir(self.places.images()))? {
+            let path = at("list", self.places.images(), entry)?.path();
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            let hex = name.strip_suffix(image::ASIDE).and_then(|name| name.strip_suffix(".json."));
+            let Some(Ok(digest)) = hex.map(|hex| format!("sha256:{hex}").parse()) else { continue };
+            let names = image::names_of_aside(&path).join(" or ");
+            let which = if names.is_empty() { "its image".to_owned() } else { names };
+            let what = format!("moved to {} when the daemon started: pull {which} again", path.display());
+            found.push(Finding { part: Part::Record, digest, path: None, what });
+        }
+        Ok(found)
     }
 
     /// Looks for a whole layer; one that the caller has leased stays.

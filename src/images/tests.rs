@@ -1,6 +1,7 @@
 //! The crate's tests that need a layer, an archive or a registry of their own making.
 
 mod artifact;
+mod concurrent;
 pub(crate) mod image;
 mod layout;
 mod load;
@@ -13,3 +14,4 @@ mod pull_tls;
 mod pull_trust;
 mod registry;
 mod store;
+mod verify;

@@ -44,10 +44,10 @@ async fn tls_with_an_own_authority_and_with_client_certificates() {
     let dir = node.dir().to_owned();
     authority.write(&dir.join("ca.pem"));
     let pair = authority.issue(&dir, "server", &["127.0.0.1"]);
-    let ca = dir.join("ca.pem");
+    let (open, closed, ca) = (dir.join("open"), dir.join("closed"), dir.join("ca.pem"));
     let (open, closed) = tokio::join!(
-        Distribution::start(&Lock::None, Some(&pair), None),
-        Distribution::start(&Lock::None, Some(&pair), Some(&ca)),
+        Distribution::start(&open, &Lock::None, Some(&pair), None),
+        Distribution::start(&closed, &Lock::None, Some(&pair), Some(&ca)),
     );
 
     node.hosts("unknown.test", &format!("server = \"{}\"", open.url()));
@@ -73,7 +73,6 @@ async fn tls_with_an_own_authority_and_with_client_certificates() {
     // Files that change count from the next pull on.
     authority.issue(&dir, "client", &[]);
     pull_once(&node, "client.test").await;
-    tokio::join!(open.stop(), closed.stop());
     node.finish().await;
 }
 
@@ -81,7 +80,7 @@ async fn tls_with_an_own_authority_and_with_client_certificates() {
 async fn a_password_comes_from_the_request_or_from_the_node() {
     let node = Node::start().await;
     let dir = node.dir().to_owned();
-    let registry = Distribution::start(&Lock::Password, None, None).await;
+    let registry = Distribution::start(&dir.join("registry"), &Lock::Password, None, None).await;
     for host in ["request.test", "config.test", "docker.test", "helper.test", "nobody.test"] {
         node.map_host(host, &registry.url());
     }
@@ -116,7 +115,6 @@ async fn a_password_comes_from_the_request_or_from_the_node() {
     for secret in [USER.1, "wr0ng-one", "YW5uYTpzM2NyZXQ"] {
         assert!(!log.contains(secret), "{secret} is in the log");
     }
-    registry.stop().await;
     node.finish().await;
 }
 
@@ -137,14 +135,13 @@ async fn a_token_is_bought_once_for_all_of_an_image() {
     let dir = node.dir().to_owned();
     let server = TokenServer::start(&dir).await;
     let lock = Lock::Token { server: server.url(), certificate: server.certificate() };
-    let registry = Distribution::start(&lock, None, None).await;
+    let registry = Distribution::start(&dir.join("registry"), &lock, None, None).await;
     node.map_host("token.test", &registry.url());
     let status = node.pull("token.test/redis:latest").await.expect_err("no token without a password");
     assert_eq!(status.code(), Code::PermissionDenied, "{status:?}");
     assert_eq!(server.sold(), 0);
     node.pull_as("token.test/redis:latest", Some(user(USER.1))).await.expect("PullImage");
     assert_eq!(server.sold(), 1);
-    registry.stop().await;
     node.finish().await;
 }
 
@@ -185,7 +182,7 @@ async fn the_environments_proxy_is_used_for_all_but_this_host() {
     let authority = Authority::new();
     authority.write(&dir.join("ca.pem"));
     let pair = authority.issue(&dir, "server", &["secure.invalid"]);
-    let secure = Distribution::start(&Lock::None, Some(&pair), None).await;
+    let secure = Distribution::start(&dir.join("registry"), &Lock::None, Some(&pair), None).await;
     let plain = std::env::var("PODWRIGHT_TEST_REGISTRY").expect("hack/test sets it").parse().expect("an address");
     let (http, https) = tokio::join!(Proxy::start(plain), Proxy::start(secure.address()));
     // Nobody but the proxy can find these.
@@ -209,7 +206,6 @@ async fn the_environments_proxy_is_used_for_all_but_this_host() {
     }
     let log = fs::read_to_string(dir.join("daemon.log")).expect("the daemon's log");
     assert!(!log.contains("pr0xy-pass"), "the proxy's password is in the log");
-    secure.stop().await;
     node.finish().await;
 }
 

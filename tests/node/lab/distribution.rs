@@ -7,7 +7,6 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
 use tokio::process::{Child, Command};
 use tokio_util::task::AbortOnDropHandle;
@@ -32,21 +31,21 @@ pub(crate) enum Lock {
     },
 }
 
-/// A registry's process. Whoever starts one ends it with [`Distribution::stop`].
+/// A registry's process, gone when dropped.
 pub(crate) struct Distribution {
     address: SocketAddr,
     scheme: &'static str,
-    process: Child,
+    _process: Child,
     _log: AbortOnDropHandle<()>,
-    _dir: TempDir,
 }
 
 impl Distribution {
-    /// Starts one; with a certificate it speaks TLS alone, and with a file of authorities it wants clients that these know.
-    pub(crate) async fn start(lock: &Lock, tls: Option<&Pair>, clients: Option<&Path>) -> Self {
-        let dir = tempfile::Builder::new().prefix("pw-registry-").tempdir().expect("a temporary directory");
-        let config = dir.path().join("config.yml");
-        fs::write(&config, configuration(dir.path(), lock, tls, clients)).expect("its configuration is written");
+    /// Starts one with its files in a new directory; with a certificate it speaks TLS alone, and with a file of
+    /// authorities it wants clients that these know.
+    pub(crate) async fn start(dir: &Path, lock: &Lock, tls: Option<&Pair>, clients: Option<&Path>) -> Self {
+        fs::create_dir(dir).expect("the registry's directory is new");
+        let config = dir.join("config.yml");
+        fs::write(&config, configuration(dir, lock, tls, clients)).expect("its configuration is written");
         let mut process = Command::new("docker-registry")
             .arg("serve")
             .arg(&config)
@@ -72,12 +71,7 @@ impl Distribution {
         // Its log is read to the end, so that it never waits for that.
         let rest = async move { drop(lines.into_inner().read_to_end(&mut Vec::new()).await) };
         let scheme = if tls.is_some() { "https" } else { "http" };
-        Self { address, scheme, process, _log: AbortOnDropHandle::new(tokio::spawn(rest)), _dir: dir }
-    }
-
-    /// Ends it: what it may still write must not be in the way of its directory's removal.
-    pub(crate) async fn stop(mut self) {
-        self.process.kill().await.expect("the registry can be killed");
+        Self { address, scheme, _process: process, _log: AbortOnDropHandle::new(tokio::spawn(rest)) }
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
