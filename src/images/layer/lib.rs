@@ -17,6 +17,7 @@ mod artifact;
 mod bundle;
 mod compare;
 mod contents;
+mod gzip;
 mod listing;
 mod mend;
 mod pax;

@@ -1,6 +1,6 @@
 //! From a blob's byte stream to a layer directory: hash, decompress, hash again, apply; all in one pass.
 
-use std::io::{self, BufReader, Cursor, Read};
+use std::io::{self, BufReader, Chain, Cursor, Read};
 use std::path::Path;
 
 use flate2::bufread::MultiGzDecoder;
@@ -9,10 +9,11 @@ use sha2::{Digest as _, Sha256};
 
 use crate::amount::Amount;
 use crate::apply::{self, ApplyError};
+use crate::gzip::Gunzip;
 use crate::survey::{self, Memory};
 use crate::tree::Tree;
 
-const BUFFER: usize = 64 << 10;
+const BUFFER: usize = 128 << 10;
 const GZIP: &[u8] = &[0x1f, 0x8b];
 const ZSTD: &[u8] = &[0x28, 0xb5, 0x2f, 0xfd];
 /// zstd:chunked may begin with a skippable frame: 0x184D2A50 to 0x184D2A5F, little-endian.
@@ -85,7 +86,7 @@ pub struct Expected {
 /// # Errors
 /// When the stream breaks, is no layer, or is not the expected one.
 pub fn unpack(blob: impl Read, expected: &Expected, directory: &Path, listing: &Path) -> Result<Unpacked, UnpackError> {
-    let (applied, found) = apply_stream(blob, expected.blob.as_ref(), directory, |raw| decompress(raw))?;
+    let (applied, found) = apply_stream(blob, expected.blob.as_ref(), directory, |raw| decompress_digested(raw))?;
     if found != expected.diff_id {
         return Err(UnpackError::DiffId { expected: expected.diff_id.clone(), found });
     }
@@ -153,13 +154,28 @@ fn check(found: Digest, expected: &Digest) -> Result<(), UnpackError> {
 ///
 /// # Errors
 /// When the first bytes cannot be read.
-pub fn decompress<'a>(mut blob: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>> {
+pub fn decompress<'a>(blob: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>> {
+    decompress_by(blob, |gzip| Box::new(BufReader::with_capacity(BUFFER, MultiGzDecoder::new(gzip))))
+}
+
+/// Decompresses without a look at gzip's own checksum: a digest of what comes out will be compared.
+fn decompress_digested<'a>(blob: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>> {
+    decompress_by(blob, |gzip| Box::new(BufReader::with_capacity(BUFFER, Gunzip::new(gzip))))
+}
+
+/// A blob's stream, its head put back.
+type Whole<R> = BufReader<Chain<Cursor<Vec<u8>>, R>>;
+
+fn decompress_by<'a, R: Read + 'a>(
+    mut blob: R,
+    gunzip: impl FnOnce(Whole<R>) -> Box<dyn Read + 'a>,
+) -> io::Result<Box<dyn Read + 'a>> {
     let mut head = Vec::with_capacity(4);
     blob.by_ref().take(4).read_to_end(&mut head)?;
     let (gzip, zstd) = (is_gzip(&head), is_zstd(&head));
     let whole = BufReader::with_capacity(BUFFER, Cursor::new(head).chain(blob));
     Ok(if gzip {
-        Box::new(BufReader::with_capacity(BUFFER, MultiGzDecoder::new(whole)))
+        gunzip(whole)
     } else if zstd {
         Box::new(BufReader::with_capacity(BUFFER, zstd::stream::read::Decoder::with_buffer(whole)?))
     } else {
