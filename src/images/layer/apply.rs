@@ -13,6 +13,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::rc::Rc;
 
+use podwright_sys::writeback;
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
 
@@ -29,6 +30,9 @@ const WHITEOUT: &[u8] = b".wh.";
 const WHITEOUT_META: &[u8] = b".wh..wh.";
 const WHITEOUT_OPAQUE: &[u8] = b".wh..wh..opq";
 const BUFFER: usize = 128 << 10;
+/// Files from this length on begin to go to disk at once: the sync at the end of a pull then waits for less. For shorter
+/// ones the call costs more than it saves.
+const EARLY: u64 = 256 << 10;
 /// The bits of a mode that chmod sets, and those of them that a new file may have from the start.
 const MODE: u32 = 0o7777;
 const PERMISSIONS: u32 = 0o777;
@@ -355,6 +359,11 @@ impl Applier<'_> {
                 map.real_size
             }
         };
+        if length >= EARLY
+            && let Err(errno) = writeback::start(&file)
+        {
+            step("begin to write the file to disk", Err(errno))?;
+        }
         self.amount.add_file(size);
         // Each of these two calls makes the file system write the inode once more, and most files need neither.
         let made = step("look at the file", rustix::fs::fstat(&file))?;
