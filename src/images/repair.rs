@@ -184,7 +184,12 @@ impl Repair<'_> {
         }
         let wanted = self.wanted()?.into_iter().find(|layer| layer.blob.digest == *digest);
         let staged = self.fetch(&wanted.ok_or(RepairError::Unknown)?).await?;
-        blocking(move || Ok(store.restore_layer_blob(&staged)?)).await
+        blocking(move || {
+            let restored = store.restore_layer_blob(&staged);
+            discard(staged);
+            Ok(restored?)
+        })
+        .await
     }
 
     async fn layer(&self, id: &Digest) -> Result<(), RepairError> {
@@ -194,7 +199,12 @@ impl Repair<'_> {
             Some(staged) => staged,
             None => self.fetch(&wanted).await?,
         };
-        blocking(move || put_right(&store, &staged)).await
+        blocking(move || {
+            let outcome = put_right(&store, &staged);
+            discard(staged);
+            outcome
+        })
+        .await
     }
 
     /// Unpacks a layer's blob if it is kept, and whole.
@@ -219,6 +229,13 @@ async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, RepairError> + Send + 'static,
 ) -> Result<T, RepairError> {
     tokio::task::spawn_blocking(work).await.map_err(|_| RepairError::Aborted)?
+}
+
+/// Removes what was not moved over: nobody else knows it.
+fn discard(staged: Arc<Staged>) {
+    if let Some(staged) = Arc::into_inner(staged) {
+        staged.discard();
+    }
 }
 
 /// Moves what differs from a fresh layer into the damaged one. Fresh data is on disk before it replaces anything.

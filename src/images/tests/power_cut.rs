@@ -24,8 +24,8 @@ use tokio::sync::watch;
 
 use super::image::{Layer, Tar, TestImage};
 use super::registry::{Registry, layout};
-use crate::Images;
 use crate::progress::PullProgress;
+use crate::{Images, Outcome, Verified};
 
 const WORKERS: usize = 2;
 const IMAGES_EACH: usize = 4;
@@ -140,7 +140,11 @@ impl Lab {
         }
         let mut expected = BTreeSet::from(["content/index.json".to_owned(), "content/oci-layout".to_owned()]);
         let mut names = BTreeSet::new();
+        let runtime = runtime::Builder::new_current_thread().build().unwrap();
+        let mut verified = Verified::default();
         for image in &listed {
+            let (found, outcome) = runtime.block_on(images.verify(image, false, &mut verified)).unwrap();
+            assert!(matches!(outcome, Outcome::Whole), "{found:?}");
             for layer in &image.layers {
                 assert_eq!(tree(&images.layer_path(layer)), self.trees[layer], "{layer}");
                 expected.extend(["", ".json", ".tree"].map(|kind| format!("layers/{}{kind}", layer.hex())));
