@@ -12,7 +12,7 @@ use crate::lab::cri::{PATIENCE, eventually, shell};
 use crate::lab::node::image;
 
 /// Runs a command to its end.
-async fn podwright(node: &Node, arguments: &[&str]) -> Output {
+pub(crate) async fn podwright(node: &Node, arguments: &[&str]) -> Output {
     let output = tokio::time::timeout(PATIENCE, node.command(arguments).output()).await;
     output.unwrap_or_else(|_| panic!("podwright {arguments:?} does not end")).expect("the command can be started")
 }

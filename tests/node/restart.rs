@@ -96,8 +96,6 @@ async fn a_shim_that_died_is_told_and_cleaned_up() {
 /// that retries is doing. The draws are the same for the same seed; what they hit is up to the scheduler.
 #[tokio::test]
 async fn a_hundred_deaths_lose_nothing() {
-    let setting =
-        |name: &str, default: u64| std::env::var(name).map_or(default, |text| text.parse().expect("a number"));
     let (kills, seed) = (setting("PODWRIGHT_TEST_KILLS", 100), setting("PODWRIGHT_TEST_SEED", 1));
     let node = Node::start_with_images(&["busybox"]).await;
     let done = Cell::new(false);
@@ -121,6 +119,11 @@ async fn a_hundred_deaths_lose_nothing() {
     println!("{kills} deaths (seed {seed}) over {lives} pods");
     assert!(lives > 0);
     node.finish().await;
+}
+
+/// Reads a number from the environment.
+pub(crate) fn setting(name: &str, default: u64) -> u64 {
+    std::env::var(name).map_or(default, |text| text.parse().expect("a number"))
 }
 
 /// Everything a kubelet does with a pod of two containers, each call repeated until it gets an answer.
@@ -194,17 +197,17 @@ async fn answered<T>(what: &str, call: impl AsyncFn() -> Result<T, Status>) -> T
 }
 
 /// Whether a call failed because no daemon was there to answer it.
-fn is_absence(status: &Status) -> bool {
+pub(crate) fn is_absence(status: &Status) -> bool {
     let broken = ["transport error", "h2 protocol error", "connection", "operation was canceled"];
     matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Cancelled | Code::Internal)
         && (status.code() == Code::Unavailable || broken.iter().any(|part| status.message().contains(part)))
 }
 
 /// Numbers that are the same for the same seed (xorshift).
-struct Random(u64);
+pub(crate) struct Random(pub(crate) u64);
 
 impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
+    pub(crate) fn below(&mut self, limit: u64) -> u64 {
         // A few rounds first, so that small seeds do not give small numbers; zero would stay zero.
         let mut state = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         for (shift, left) in [(13, true), (7, false), (17, true)] {
