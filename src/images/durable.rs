@@ -3,8 +3,8 @@
 //! Data is synced while it has temporary names, all of it at once; then names are given, in an order in which any
 //! beginning may survive; then the names are synced, once. ext4 and XFS write names to their journals in the order in
 //! which they were given, so that syncing the directory with the last one makes all of them durable. Where that is not
-//! so (btrfs keeps a log for each directory), or where the directories are on several file systems, the file systems
-//! are synced whole instead.
+//! so (btrfs keeps a log for each directory, ext4 can be made without a journal), or where the directories are on several
+//! file systems, the file systems are synced whole instead.
 
 use std::fs::File;
 use std::io;
@@ -46,5 +46,17 @@ fn is_ordered(directory: &File) -> io::Result<bool> {
     // The type's width differs between architectures, the numbers do not.
     #[allow(clippy::unnecessary_cast, reason = "it is no cast on some architectures")]
     let kind = rustix::fs::fstatfs(directory)?.f_type as i64;
-    Ok([EXT4, XFS].contains(&kind))
+    match kind {
+        EXT4 => has_journal(directory),
+        kind => Ok(kind == XFS),
+    }
+}
+
+/// ext4 shows its journal's thread, if it has one, under the name of the device.
+fn has_journal(directory: &File) -> io::Result<bool> {
+    let device = rustix::fs::fstat(directory)?.st_dev;
+    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+    let link = std::fs::read_link(format!("/sys/dev/block/{major}:{minor}"));
+    let name = link.ok().and_then(|link| Some(link.file_name()?.to_owned()));
+    Ok(name.is_some_and(|name| Path::new("/sys/fs/ext4").join(name).join("journal_task").exists()))
 }
