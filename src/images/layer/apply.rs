@@ -4,7 +4,7 @@
 //! neither of its own accord. Everything lands inside the tree, whatever names and links the archive holds (see
 //! `tree.rs`), and each error names its entry.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -20,7 +20,7 @@ use rustix::io::Errno;
 use crate::amount::Amount;
 use crate::archive::{ArchiveError, Kind, Member, Members};
 use crate::contents::ContentHasher;
-use crate::listing::Origin;
+use crate::listing::{Link, Origin};
 use crate::sparse::Map;
 use crate::survey::Memory;
 use crate::tree::{self, ParentError, Tree};
@@ -69,7 +69,7 @@ pub(crate) enum EntryError {
     ReservedXattr(String),
     #[error("the hard link's target {0:?} leads out of the layer")]
     LinkOutside(String),
-    #[error("the hard link's target {0:?} is not in this layer")]
+    #[error("the hard link's target {0:?} is neither in this layer nor in one below")]
     LinkMissing(String),
     #[error("{0}")]
     Parent(ParentError),
@@ -92,6 +92,7 @@ pub(crate) fn apply(archive: impl Read, tree: &Tree) -> Result<(Amount, Memory),
         parent: None,
         times: HashMap::new(),
         amount: Amount { bytes: 0, inodes: 1 },
+        unresolved: BTreeMap::new(),
         memory: Memory::default(),
         hasher: ContentHasher::new(),
         buffer: vec![0; BUFFER],
@@ -127,6 +128,8 @@ struct Applier<'a> {
     /// Directories' times, set at the end: every entry made in a directory changes its own.
     times: HashMap<Vec<u8>, (i64, u32)>,
     amount: Amount,
+    /// Hard links whose targets are not in this layer, by their names.
+    unresolved: BTreeMap<Vec<u8>, Vec<u8>>,
     memory: Memory,
     hasher: ContentHasher,
     buffer: Vec<u8>,
@@ -212,6 +215,9 @@ impl Applier<'_> {
                 for made in made {
                     let origin = if made.renewed { Origin::Renewed } else { Origin::Implied };
                     self.memory.implied.insert(made.inode, origin);
+                    if made.renewed {
+                        self.memory.marked.insert(made.inode);
+                    }
                 }
                 let parent = Rc::new(parent);
                 self.parent = Some((path, Rc::clone(&parent)));
@@ -244,7 +250,7 @@ impl Applier<'_> {
         self.named(parent, name)?;
         if found.as_ref().is_some_and(tree::is_whiteout) {
             // The whiteout hid a lower directory, whose contents must not come through this one.
-            step("make the directory opaque", tree::set_opaque(parent.as_fd(), name))?;
+            self.opaque(parent, name)?;
         }
         Ok(())
     }
@@ -255,6 +261,19 @@ impl Applier<'_> {
             && let Some(found) = step("look at the directory", tree::stat(parent, name))?
         {
             self.memory.implied.remove(&found.st_ino);
+        }
+        Ok(())
+    }
+
+    fn opaque(&mut self, parent: &OwnedFd, name: &[u8]) -> Result<(), EntryError> {
+        step("make the directory opaque", tree::set_opaque(parent.as_fd(), name))?;
+        self.mark(parent, name)
+    }
+
+    /// Remembers that a name has extended attributes.
+    fn mark(&mut self, parent: &OwnedFd, name: &[u8]) -> Result<(), EntryError> {
+        if let Some(found) = step("look at the attributes", tree::stat(parent, name))? {
+            self.memory.marked.insert(found.st_ino);
         }
         Ok(())
     }
@@ -280,17 +299,72 @@ impl Applier<'_> {
         let (last, parents) = names.split_last().ok_or_else(|| EntryError::LinkMissing(shown()))?;
         let from = match self.tree.directory(parents) {
             Ok(fd) => fd,
-            Err(Errno::NOENT | Errno::NOTDIR) => return Err(EntryError::LinkMissing(shown())),
+            Err(Errno::NOENT) => return self.unresolved_link(parent, name, target),
+            // A file, or a whiteout, is in the way: a layer below has nothing to say.
+            Err(Errno::NOTDIR) => return Err(EntryError::LinkMissing(shown())),
             Err(errno) => return step("open the hard link's directory", Err(errno)),
         };
-        let found = step("look at the hard link's target", tree::stat(&from, last))?;
-        let target = found.ok_or_else(|| EntryError::LinkMissing(shown()))?;
+        let target = match step("look at the hard link's target", tree::stat(&from, last))? {
+            None => return self.unresolved_link(parent, name, target),
+            Some(found) if tree::is_whiteout(&found) => return Err(EntryError::LinkMissing(shown())),
+            Some(found) => found,
+        };
         let earlier = step("look for an earlier entry of this name", tree::stat(parent, name))?;
         if earlier.is_some_and(|earlier| (earlier.st_dev, earlier.st_ino) == (target.st_dev, target.st_ino)) {
             return Ok(());
         }
         self.clear(parent, name)?;
         step("make the hard link", rustix::fs::linkat(&from, *last, parent, name, AtFlags::empty()))
+    }
+
+    /// Remembers a hard link to what may be in a layer below; only the whole image tells.
+    fn unresolved_link(&mut self, parent: &OwnedFd, name: &[u8], target: &[u8]) -> Result<(), EntryError> {
+        let names = split(target)?;
+        for length in 1..names.len() {
+            let Ok(directory) = self.tree.directory(&names[..length]) else { break };
+            if step("look at the hard link's directory", tree::is_opaque(directory.as_fd()))? {
+                return Err(EntryError::LinkMissing(String::from_utf8_lossy(target).into_owned()));
+            }
+        }
+        self.clear(parent, name)?;
+        let mut path = step("find the hard link's path", self.tree.path_of(parent.as_fd()))?;
+        if !path.is_empty() {
+            path.push(b'/');
+        }
+        path.extend_from_slice(name);
+        let target = names.join(&b'/');
+        // It may be such a link itself.
+        let target = self.unresolved.get(&target).cloned().unwrap_or(target);
+        if path != target {
+            self.unresolved.insert(path, target);
+        }
+        Ok(())
+    }
+
+    /// Keeps those of the unresolved links that no later entry has replaced.
+    fn keep_links(&mut self) -> Result<(), ApplyError> {
+        for (path, target) in std::mem::take(&mut self.unresolved) {
+            let kept = self.is_free(&path).map_err(|source| {
+                let entry = String::from_utf8_lossy(&path).into_owned();
+                ApplyError::Entry { entry, source }
+            })?;
+            if kept {
+                self.memory.links.push(Link { path, target });
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells whether this layer has nothing of a name but a whiteout, which speaks of the layers below.
+    fn is_free(&self, path: &[u8]) -> Result<bool, EntryError> {
+        let names = split(path)?;
+        let (name, parents) = names.split_last().ok_or(EntryError::Root)?;
+        let parent = match self.tree.directory(parents) {
+            Err(Errno::NOENT | Errno::NOTDIR) => return Ok(false),
+            parent => step("open the hard link's directory", parent)?,
+        };
+        let found = step("look for a later entry", tree::stat(&parent, name))?;
+        Ok(found.is_none_or(|found| tree::is_whiteout(&found)))
     }
 
     fn whiteout(&mut self, name: &[u8], parents: &[&[u8]]) -> Result<(), EntryError> {
@@ -302,7 +376,7 @@ impl Applier<'_> {
         }
         if name == WHITEOUT_OPAQUE {
             let directory = self.parent(parents)?;
-            return step("make the directory opaque", tree::set_opaque(directory.as_fd(), b"."));
+            return self.opaque(&directory, b".");
         }
         let hidden = match name.strip_prefix(WHITEOUT) {
             _ if name.starts_with(WHITEOUT_META) => return Ok(()),
@@ -328,7 +402,7 @@ impl Applier<'_> {
                 if let Some(origin) = self.memory.implied.get_mut(&found.st_ino) {
                     *origin = Origin::Renewed;
                 }
-                step("make the directory opaque", tree::set_opaque(parent.as_fd(), hidden))
+                self.opaque(&parent, hidden)
             }
             Some(_) => Ok(()),
         }
@@ -379,6 +453,7 @@ impl Applier<'_> {
         for (key, value) in &member.xattrs {
             let set = rustix::fs::fsetxattr(&file, key.as_slice(), value, XattrFlags::empty());
             xattr(key, set.map_err(io::Error::from))?;
+            self.memory.marked.insert(made.st_ino);
         }
         step("set the time", rustix::fs::futimens(&file, &times(member.mtime)))?;
         Ok(())
@@ -431,6 +506,8 @@ impl Applier<'_> {
         }
         for (key, value) in &member.xattrs {
             xattr(key, tree::set_xattr(parent.as_fd(), name, OsStr::from_bytes(key), value))?;
+            self.mark(parent, name)?;
+            self.memory.bequeaths |= key == b"system.posix_acl_default";
         }
         if member.kind != Kind::Directory {
             let set = rustix::fs::utimensat(parent, name, &times(member.mtime), AtFlags::SYMLINK_NOFOLLOW);
@@ -439,7 +516,8 @@ impl Applier<'_> {
         Ok(())
     }
 
-    fn finish(self) -> Result<(Amount, Memory), ApplyError> {
+    fn finish(mut self) -> Result<(Amount, Memory), ApplyError> {
+        self.keep_links()?;
         for (path, mtime) in &self.times {
             let names: Vec<&[u8]> = path.split(|byte| *byte == b'/').filter(|name| !name.is_empty()).collect();
             let set = match names.split_last() {

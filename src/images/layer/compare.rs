@@ -225,11 +225,11 @@ impl Comparison {
             Kind::File { contents, .. } => Some(contents),
             _ => None,
         };
-        let found = survey::describe(spot, claimed, &mut self.buffer)?;
+        let found = survey::describe(spot, claimed)?;
         note(entry.mode != found.mode, Attribute::Mode);
         note((entry.uid, entry.gid) != (found.uid, found.gid), Attribute::Owner);
         note(entry.mtime != found.mtime, Attribute::Mtime);
-        note(entry.xattrs != found.xattrs, Attribute::Xattrs);
+        note(entry.xattrs != spot.xattrs(&mut self.buffer)?, Attribute::Xattrs);
         let identity = walk::identity(&spot.stat);
         let (names, known) = match entry.group {
             None => (1, None),

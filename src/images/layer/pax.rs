@@ -51,7 +51,7 @@ pub(crate) fn parse(mut data: &[u8]) -> Result<Records, PaxError> {
     // GNU tar and others pad the data with NULs in places.
     while data.first().is_some_and(|byte| *byte != 0) {
         let length = record_length(data)?;
-        let (key, value) = record(&data[..length])?;
+        let (key, value) = pair(&data[..length])?;
         records.take(key, value)?;
         data = &data[length..];
     }
@@ -65,7 +65,7 @@ fn record_length(data: &[u8]) -> Result<usize, PaxError> {
     if length > space && length <= data.len() { Ok(length) } else { Err(PaxError::Length) }
 }
 
-fn record(record: &[u8]) -> Result<(&[u8], &[u8]), PaxError> {
+fn pair(record: &[u8]) -> Result<(&[u8], &[u8]), PaxError> {
     let record = record.strip_suffix(b"\n").ok_or(PaxError::Length)?;
     let space = record.iter().position(|byte| *byte == b' ').ok_or(PaxError::Length)?;
     let pair = &record[space + 1..];
@@ -95,6 +95,27 @@ fn time(text: &[u8]) -> Option<(i64, u32)> {
         (false, _) => Some((seconds, nanos)),
         (true, 0) => Some((-seconds, 0)),
         (true, _) => Some((-seconds - 1, 1_000_000_000 - nanos)),
+    }
+}
+
+/// Writes a record; the length counts itself.
+pub(crate) fn record(key: &[u8], value: &[u8]) -> Vec<u8> {
+    let rest = key.len() + value.len() + 3;
+    let mut length = rest + 1;
+    while length.to_string().len() + rest != length {
+        length += 1;
+    }
+    let length = length.to_string();
+    [length.as_bytes(), b" ", key, b"=", value, b"\n"].concat()
+}
+
+/// Writes a time as [`time`] reads it.
+pub(crate) fn time_text(seconds: i64, nanos: u32) -> String {
+    match (seconds, nanos) {
+        (_, 0) => seconds.to_string(),
+        (0.., _) => format!("{seconds}.{nanos:09}"),
+        // The fraction leads away from 1970.
+        _ => format!("-{}.{:09}", (seconds + 1).unsigned_abs(), 1_000_000_000 - nanos),
     }
 }
 
@@ -146,9 +167,12 @@ fn map(value: &[u8]) -> Option<Vec<Extent>> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::testing::pax_record as record;
+    use super::{record as bytes_record, *};
     use proptest::prelude::*;
+
+    fn record(key: &str, value: &[u8]) -> Vec<u8> {
+        bytes_record(key.as_bytes(), value)
+    }
 
     #[test]
     fn binary_values_and_what_follows_them_survive() {
@@ -169,11 +193,15 @@ mod tests {
             ("12.1234567891", Some((12, 123_456_789))),
             ("-1.5", Some((-2, 500_000_000))),
             ("-3", Some((-3, 0))),
+            ("-0.25", Some((-1, 750_000_000))),
             ("1.x", None),
             ("+1", None),
             ("", None),
         ] {
             assert_eq!(time(text.as_bytes()), value, "{text}");
+            if let Some((seconds, nanos)) = value {
+                assert_eq!(time(time_text(seconds, nanos).as_bytes()), value, "{text}");
+            }
         }
     }
 

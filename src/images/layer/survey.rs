@@ -2,7 +2,7 @@
 //! replaced entries, hard links and what the file system left out are told as they are; hashes as remembered from the
 //! unpacking, by inode.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::path::Path;
 
@@ -21,6 +21,11 @@ pub(crate) struct Memory {
     pub(crate) contents: HashMap<u64, Contents>,
     /// Of directories that no entry names.
     pub(crate) implied: HashMap<u64, Origin>,
+    /// Of all that was given extended attributes: to ask the kernel for those of each name would take as long as all
+    /// the rest of the walk.
+    pub(crate) marked: HashSet<u64>,
+    /// A directory was given default access control lists: what is made in it has some of its own.
+    pub(crate) bequeaths: bool,
     /// Hard links whose targets are in layers below.
     pub(crate) links: Vec<Link>,
 }
@@ -41,10 +46,16 @@ pub(crate) fn survey(directory: &Path, memory: &Memory, place: &Path) -> io::Res
     let mut groups: HashMap<u64, u64> = HashMap::new();
     let mut buffer = Vec::new();
     let (mut names_root, mut implied) = (true, 0);
+    let mut ask_all = memory.bequeaths;
     while let Some(spot) = walk.next()? {
         let stat = &spot.stat;
         let contents = memory.contents.get(&stat.st_ino).copied();
-        let mut entry = describe(&spot, contents, &mut buffer)?;
+        let mut entry = describe(&spot, contents)?;
+        // The root may have got some from the directory that it was made in, and have passed them on.
+        if ask_all || memory.marked.contains(&stat.st_ino) || entry.path.is_empty() {
+            entry.xattrs = spot.xattrs(&mut buffer)?;
+            ask_all |= entry.path.is_empty() && !entry.xattrs.is_empty();
+        }
         if entry.kind == Kind::Directory {
             entry.origin = memory.implied.get(&stat.st_ino).copied().unwrap_or_default();
             match entry.origin {
@@ -63,8 +74,9 @@ pub(crate) fn survey(directory: &Path, memory: &Memory, place: &Path) -> io::Res
     Ok(Survey { listing: writer.end()?, names_root, implied })
 }
 
-/// Describes a name by what the kernel says of it. A regular file without known contents is an error.
-pub(crate) fn describe(spot: &Spot<'_>, contents: Option<Contents>, buffer: &mut Vec<u8>) -> io::Result<Entry> {
+/// Describes a name by what the kernel says of it, extended attributes left out. A regular file without known contents
+/// is an error.
+pub(crate) fn describe(spot: &Spot<'_>, contents: Option<Contents>) -> io::Result<Entry> {
     let stat = &spot.stat;
     let device = (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev));
     let kind = match tree::file_type(stat) {
@@ -86,7 +98,7 @@ pub(crate) fn describe(spot: &Spot<'_>, contents: Option<Contents>, buffer: &mut
         uid: stat.st_uid,
         gid: stat.st_gid,
         mtime: (stat.st_mtime, u32::try_from(stat.st_mtime_nsec).unwrap_or_default()),
-        xattrs: spot.xattrs(buffer)?,
+        xattrs: Vec::new(),
         group: None,
         origin: Origin::Named,
     })

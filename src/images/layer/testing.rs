@@ -6,15 +6,7 @@ use tar::{EntryType, Header};
 
 /// Writes a PAX record; the length counts itself.
 pub fn pax_record(key: &str, value: &[u8]) -> Vec<u8> {
-    let rest = key.len() + value.len() + 3;
-    let mut length = rest + 1;
-    while length.to_string().len() + rest != length {
-        length += 1;
-    }
-    let mut bytes = format!("{length} {key}=").into_bytes();
-    bytes.extend_from_slice(value);
-    bytes.push(b'\n');
-    bytes
+    crate::pax::record(key.as_bytes(), value)
 }
 
 /// A tar archive in the making. Names are written as they are, however bad.

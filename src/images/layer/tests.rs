@@ -2,6 +2,7 @@
 
 mod apply;
 mod archive;
+mod complete;
 mod listing;
 mod mend;
 mod view;

@@ -3,7 +3,7 @@
 //! Paths are resolved by `openat2` with `RESOLVE_IN_ROOT`: `..` stops at the layer's root, absolute links begin there,
 //! and `/proc` magic links are no way out. The last component is then handled by `*at` calls that do not follow links.
 
-use std::ffi::{CStr, OsStr};
+use std::ffi::{CStr, CString, OsStr};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -66,6 +66,17 @@ impl Tree {
                 result => return result,
             }
         }
+    }
+
+    /// Returns the path of one of the tree's directories, from its root.
+    pub(crate) fn path_of(&self, directory: BorrowedFd<'_>) -> io::Result<Vec<u8>> {
+        let path = |fd: BorrowedFd<'_>| {
+            rustix::fs::readlinkat(CWD, format!("/proc/self/fd/{}", fd.as_raw_fd()), Vec::new())
+                .map(CString::into_bytes)
+        };
+        let (whole, root) = (path(directory)?, path(self.root())?);
+        let below = whole.strip_prefix(root.as_slice()).ok_or(Errno::XDEV)?;
+        Ok(below.strip_prefix(b"/").unwrap_or(below).to_vec())
     }
 
     /// Opens a directory and makes what is missing of it: 0755, root's. Where a whiteout is in the way, the directory

@@ -169,7 +169,7 @@ impl Spot<'_> {
 
 /// Labels and keyed hashes that are true on this host only, and change when its policy or keys do.
 fn is_hosts(key: &[u8]) -> bool {
-    matches!(key, b"security.selinux" | b"security.evm") || key.starts_with(b"security.SMACK64")
+    matches!(key, b"security.selinux" | b"security.ima" | b"security.evm") || key.starts_with(b"security.SMACK64")
 }
 
 /// Calls with more and more room until the answer fits.

@@ -196,7 +196,9 @@ fn links_lead_nowhere_but_into_the_layer() {
         let tar = Tar::default().symlink("out", target).file("out/file", "evil");
         assert!(matches!(ground.refuse(tar), EntryError::Parent(_)), "{target}");
         let tar = Tar::default().symlink("out", target).hard_link("stolen", "out/file");
-        assert!(matches!(ground.refuse(tar), EntryError::LinkMissing(_)), "{target}");
+        // The image's own outside may be in a layer below.
+        ground.apply(tar).unwrap();
+        assert!(!ground.at("stolen").exists(), "{target}");
         let tar = Tar::default().symlink("out", target).file("out/.wh.file", "");
         ground.apply(tar).unwrap();
     }

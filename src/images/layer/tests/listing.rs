@@ -147,6 +147,22 @@ fn directories_are_implied_until_an_entry_names_them() {
 }
 
 #[test]
+fn inherited_attributes_are_listed() {
+    // Version 2, owner rwx, group r-x, others r-x.
+    let acl: Vec<u8> =
+        [2, 0, 0, 0]
+            .into_iter()
+            .chain([(1_u16, 7_u16), (4, 5), (32, 5)].iter().flat_map(|(tag, bits)| {
+                [&tag.to_le_bytes()[..], &bits.to_le_bytes(), &u32::MAX.to_le_bytes()].concat()
+            }))
+            .collect();
+    let tar = Tar::default().pax(&[("SCHILY.xattr.system.posix_acl_default", &acl)]).dir("d").dir("d/sub");
+    let layer = Layer::new(tar.file("d/sub/file", ""));
+    assert_eq!(layer.entry("d/sub").xattrs, [(b"system.posix_acl_default".to_vec(), acl)]);
+    assert_eq!(layer.differences(Depth::Content), Vec::<String>::new());
+}
+
+#[test]
 fn what_was_unpacked_is_found_unchanged() {
     let layer = Layer::new(hostile());
     assert_eq!(layer.differences(Depth::Content), Vec::<String>::new());
