@@ -2,7 +2,7 @@
 
 use podwright_core::Error;
 use podwright_core::error::{Class, chain};
-use podwright_images::{LoadError, PullClass, PullError};
+use podwright_images::{CompletionError, LoadError, PullClass, PullError};
 use tonic::{Code, Response, Status};
 
 /// Bytes of an error's text that are sent. It travels as a header, and clients accept little more than four times
@@ -42,7 +42,11 @@ pub(crate) fn of_pull(error: &PullError) -> Status {
 
 /// Makes the answer of a failed load. What is wrong with the archive is wrong with the request.
 pub(crate) fn of_load(error: LoadError) -> Status {
-    let is_ours = matches!(error, LoadError::Aborted | LoadError::Stage { .. } | LoadError::Store(_));
+    let is_ours = match &error {
+        LoadError::Aborted | LoadError::Stage { .. } | LoadError::Store(_) => true,
+        LoadError::Complete { source, .. } => !matches!(source, CompletionError::Layers(_)),
+        _ => false,
+    };
     let error = Error::step("load images", error);
     match error.class() {
         Class::Internal if !is_ours => Status::invalid_argument(cut(chain(&error))),

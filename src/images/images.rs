@@ -1,5 +1,6 @@
 //! The face of the crate.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -165,6 +166,20 @@ impl Images {
     /// Returns the directory of a layer, for mounting.
     pub fn layer_path(&self, diff_id: &Digest) -> PathBuf {
         self.store().places().layer(diff_id)
+    }
+
+    /// Gives a directory the mode, owner and extended attributes of the root of the given layers, bottom first, as the
+    /// topmost of them says that names it: overlayfs shows those of the writable directory. Blocks on the disk.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn copy_root(&self, layers: &[Digest], directory: &Path) -> io::Result<()> {
+        let store = self.store();
+        let names_root = |layer: &&Digest| store.layers().facts(layer).is_some_and(|facts| facts.names_root);
+        match layers.iter().rev().find(names_root) {
+            Some(layer) => podwright_layer::copy_attributes(&self.layer_path(layer), directory),
+            None => Ok(()),
+        }
     }
 
     /// Reads a file of an image, as a container would see it; `None` when there is none. Blocks on the disk.

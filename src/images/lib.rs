@@ -15,6 +15,7 @@
 
 mod artifact;
 mod collect;
+mod complete;
 mod content;
 mod durable;
 mod fetch;
@@ -43,6 +44,7 @@ mod usage;
 mod verify;
 
 pub use collect::Collected;
+pub use complete::CompletionError;
 pub use heal::{Failure, Outcome};
 pub use image::{Artifact, Image};
 pub use images::Images;

@@ -17,6 +17,7 @@ use podwright_registry::{Blob, Reference, ReferenceError};
 use serde::Deserialize;
 use tokio::sync::watch;
 
+use crate::complete::{self, CompletionError};
 use crate::fetch::{self, StageError};
 use crate::image::Image;
 use crate::manifest::{self, ManifestError, Parsed};
@@ -101,6 +102,14 @@ pub enum LoadError {
         layer: Digest,
         /// Why.
         source: UnpackError,
+    },
+    /// Its layers together.
+    #[error("complete the layers of the image {image} of the archive")]
+    Complete {
+        /// The image's id.
+        image: Digest,
+        /// Why.
+        source: CompletionError,
     },
     /// The layer's directory cannot be made or finished.
     #[error("prepare the layer {layer}")]
@@ -314,11 +323,13 @@ async fn one(
         manifest: manifest_digest,
         updated: pull::now(),
     };
-    let candidate = Candidate { image, manifest: found.manifest, config: found.config, index: found.index, staged };
+    let mut candidate = Candidate { image, manifest: found.manifest, config: found.config, index: found.index, staged };
     let store = Arc::clone(&puller.store);
     blocking(move || {
+        let completing = complete::complete(&store, &mut candidate)
+            .map_err(|source| LoadError::Complete { image: candidate.image.id.clone(), source })?;
         let published = store.publish(&candidate);
-        drop(lease);
+        drop((lease, completing));
         Ok(published?)
     })
     .await

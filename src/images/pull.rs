@@ -10,6 +10,7 @@ use podwright_base::config::Registry as Config;
 use podwright_registry::{Blob, Credentials, Document, HostsError, Reference, RegistryError, Session, Transport};
 use tokio::sync::watch;
 
+use crate::complete;
 use crate::fetch::{Fetch, Wanted};
 use crate::image::{Artifact, Image};
 use crate::manifest::{self, ManifestError, Parsed};
@@ -114,7 +115,7 @@ impl One<'_> {
         let lease = self.puller.store.lease(&layers);
         let fetch = Fetch::new(self.puller, &self.session, &self.name);
         let staged = fetch.layers(&what.layers, &self.progress).await?;
-        let candidate = Candidate {
+        let mut candidate = Candidate {
             image: Image {
                 id: what.id,
                 tags: tags(&self.reference),
@@ -133,11 +134,13 @@ impl One<'_> {
         };
         let store = Arc::clone(&self.puller.store);
         let published = tokio::task::spawn_blocking(move || {
+            let completing = complete::complete(&store, &mut candidate)?;
             let published = store.publish(&candidate);
-            drop(lease);
-            published
+            drop((lease, completing));
+            Ok(published)
         });
         let published = published.await.map_err(|_| PullError::Aborted { reference: self.name.clone() })?;
+        let published = published.map_err(|source| PullError::Complete { reference: self.name.clone(), source })?;
         let image = published.map_err(|source| PullError::Store { reference: self.name.clone(), source })?;
         let (fetched_bytes, resumed_bytes) = (fetch.fetched.into_inner(), fetch.resumed.into_inner());
         tracing::info!(image = %self.name, id = %image.id, layers = what.layers.len(), fetched_bytes, resumed_bytes, "pulled");

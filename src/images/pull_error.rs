@@ -8,6 +8,7 @@ use podwright_base::Digest;
 use podwright_layer::UnpackError;
 use podwright_registry::{CredentialsError, HostsError, ReferenceError, RegistryError};
 
+use crate::complete::CompletionError;
 use crate::manifest::ManifestError;
 use crate::store::StoreError;
 use crate::trust::TrustError;
@@ -47,6 +48,14 @@ pub enum PullError {
         digest: Digest,
         /// What is wrong with it.
         source: ManifestError,
+    },
+    /// Its layers together.
+    #[error("pull {reference}: complete its layers")]
+    Complete {
+        /// The image.
+        reference: String,
+        /// Why.
+        source: CompletionError,
     },
     /// One of its layers.
     #[error("pull {reference}: unpack the layer {layer}")]
@@ -133,8 +142,13 @@ impl PullError {
             Self::Manifest { .. } => PullClass::Unsupported,
             Self::Unpack { source: UnpackError::Digest { .. } | UnpackError::DiffId { .. }, .. } => PullClass::Mismatch,
             Self::Unpack { .. } => PullClass::Unsupported,
+            Self::Complete { source: CompletionError::Layers(_), .. } => PullClass::Unsupported,
             Self::Joined(error) => error.class(),
-            Self::Hosts { .. } | Self::Stage { .. } | Self::Store { .. } | Self::Aborted { .. } => PullClass::Internal,
+            Self::Hosts { .. }
+            | Self::Complete { .. }
+            | Self::Stage { .. }
+            | Self::Store { .. }
+            | Self::Aborted { .. } => PullClass::Internal,
         }
     }
 }

@@ -11,6 +11,7 @@ use podwright_base::{Digest, chain};
 use podwright_layer::{Depth, Difference, Listing, MendError};
 use podwright_registry::Session;
 
+use crate::complete::{self, CompletionError};
 use crate::fetch::{self, Fetch, StageError, Wanted};
 use crate::image::Image;
 use crate::manifest::ManifestError;
@@ -48,6 +49,9 @@ pub enum RepairError {
     /// Neither manifest nor configuration speak of it.
     #[error("nothing says what it is made of: pull the image again")]
     Unknown,
+    /// It completes the image's other layers, and cannot be made of them.
+    #[error("make it of the other layers")]
+    Complete(#[from] CompletionError),
     /// The fresh tree cannot be moved over.
     #[error("put it right")]
     Mend(#[from] MendError),
@@ -193,11 +197,13 @@ impl Repair<'_> {
     }
 
     async fn layer(&self, id: &Digest) -> Result<(), RepairError> {
-        let wanted = self.wanted()?.into_iter().find(|layer| layer.id == *id).ok_or(RepairError::Unknown)?;
         let store = Arc::clone(&self.puller.store);
-        let staged = match self.unpack_kept(&wanted).await? {
-            Some(staged) => staged,
-            None => self.fetch(&wanted).await?,
+        let staged = match self.wanted()?.into_iter().find(|layer| layer.id == *id) {
+            None => self.remake(id).await?,
+            Some(wanted) => match self.unpack_kept(&wanted).await? {
+                Some(staged) => staged,
+                None => self.fetch(&wanted).await?,
+            },
         };
         blocking(move || {
             let outcome = put_right(&store, &staged);
@@ -205,6 +211,16 @@ impl Repair<'_> {
             outcome
         })
         .await
+    }
+
+    /// Makes the layer that no registry has, because it completes the others.
+    async fn remake(&self, id: &Digest) -> Result<Arc<Staged>, RepairError> {
+        let others = match self.image.layers.split_last() {
+            Some((last, others)) if last == id => others.to_vec(),
+            _ => return Err(RepairError::Unknown),
+        };
+        let (store, id) = (Arc::clone(&self.puller.store), id.clone());
+        blocking(move || complete::remake(&store, &others, &id)?.ok_or(RepairError::Unknown)).await
     }
 
     /// Unpacks a layer's blob if it is kept, and whole.

@@ -192,6 +192,11 @@ impl Staged {
         self.known.get()
     }
 
+    /// Tells whether its files have the final names; to be asked while nobody publishes.
+    pub(crate) fn is_published(&self) -> bool {
+        self.published.load(Ordering::Acquire)
+    }
+
     /// Returns what the layer takes, nothing before it is finished.
     pub(crate) fn amount(&self) -> Amount {
         self.known.get().map(|facts| facts.amount).unwrap_or_default()

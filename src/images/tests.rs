@@ -1,6 +1,7 @@
 //! The crate's tests that need a layer, an archive or a registry of their own making.
 
 mod artifact;
+mod complete;
 mod concurrent;
 pub(crate) mod image;
 mod layout;

@@ -252,8 +252,11 @@ fn write_bundle(
     let writable = layout.container_writable(&pod.id, id);
     make_directory(&layout.container(&pod.id, id), 0o711)?;
     make_directory(&writable, 0o711)?;
-    // The upper directory is the container's root directory: its mode is what the container sees.
-    make_directory(&writable.join("upper"), 0o755)?;
+    // The upper directory is the container's root directory: what it is like is what the container sees.
+    let upper = writable.join("upper");
+    make_directory(&upper, 0o755)?;
+    let like_image = node.images.copy_root(&record.layers, &upper);
+    like_image.map_err(|source| Error::step(format!("give {} the image's attributes", upper.display()), source))?;
     make_directory(&writable.join("work"), 0o700)?;
     if let Some(parent) = log_path(&pod.config, &record.config).as_deref().and_then(Path::parent) {
         make_log_directory("config.log_path", parent)?;

@@ -8,9 +8,11 @@
 use std::collections::{BTreeMap, HashMap};
 use std::io::{self, Write};
 
+use podwright_base::Digest;
 use rustix::fs::FileType;
 
 use crate::compose;
+use crate::hashed::Hashed;
 use crate::listing::{Link, Origin};
 use crate::merged::{Lower, Merged, Names, Place, Sight, names};
 use crate::walk;
@@ -40,12 +42,12 @@ pub enum CompleteError {
     Io(#[from] io::Error),
 }
 
-/// Writes the archive of the layer that an image needs on top of all its own, given bottom first. Returns `false`, and
-/// writes nothing, when it needs none.
+/// Writes the archive of the layer that an image needs on top of all its own, given bottom first, and returns its
+/// diffID. Writes nothing and returns `None` when it needs none.
 ///
 /// # Errors
 /// When a hard link leads nowhere, a layer cannot be read, or the archive cannot be written.
-pub fn complete(layers: Vec<Lower>, archive: impl Write) -> Result<bool, CompleteError> {
+pub fn complete(layers: Vec<Lower>, archive: impl Write) -> Result<Option<Digest>, CompleteError> {
     let merged = Merged::new(layers)?;
     let mut additions = Additions { merged: &merged, places: BTreeMap::new(), linked: HashMap::new() };
     additions.links()?;
@@ -53,10 +55,11 @@ pub fn complete(layers: Vec<Lower>, archive: impl Write) -> Result<bool, Complet
     additions.directories()?;
     additions.parents()?;
     if additions.places.is_empty() {
-        return Ok(false);
+        return Ok(None);
     }
-    compose::write(archive, &additions.places)?;
-    Ok(true)
+    let mut archive = Hashed::new(archive);
+    compose::write(&mut archive, &additions.places)?;
+    Ok(Some(archive.digest()))
 }
 
 struct Additions<'a> {

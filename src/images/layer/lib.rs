@@ -22,6 +22,7 @@ mod complete;
 mod compose;
 mod contents;
 mod gzip;
+mod hashed;
 mod listing;
 mod mend;
 mod merged;
@@ -48,6 +49,7 @@ pub use merged::Lower;
 pub use tree::remove_path;
 pub use unpack::{ApplyFailure, Expected, UnpackError, Unpacked, decompress, is_compressed, unpack};
 pub use view::{Located, ReadFileError, locate, read_file};
+pub use walk::copy_attributes;
 
 #[cfg(test)]
 mod tests;

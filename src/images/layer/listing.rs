@@ -11,9 +11,9 @@ use std::io::{self, BufReader, BufWriter, Read, Seek, Write};
 use std::path::Path;
 
 use podwright_base::Digest;
-use sha2::{Digest as _, Sha256};
 
 use crate::contents::Contents;
+use crate::hashed::Hashed;
 use crate::record;
 
 const MAGIC: &[u8] = b"PODWRIGHT TREE 1\n";
@@ -150,15 +150,9 @@ impl Listing {
     /// When it cannot be read, is damaged, or another version wrote it.
     pub fn open(path: &Path, digest: &Digest) -> Result<Self, ListingError> {
         let mut file = File::open(path).map_err(ListingError::Read)?;
-        let mut hash = Sha256::new();
-        let mut buffer = vec![0; BUFFER];
-        loop {
-            match file.read(&mut buffer).map_err(ListingError::Read)? {
-                0 => break,
-                read => hash.update(&buffer[..read]),
-            }
-        }
-        let found = Digest::from_sha256(&hash.finalize().into());
+        let mut hashed = Hashed::new(&mut file);
+        io::copy(&mut hashed, &mut io::sink()).map_err(ListingError::Read)?;
+        let found = hashed.digest();
         if found != *digest {
             return Err(ListingError::Digest { expected: digest.clone(), found });
         }
@@ -223,32 +217,15 @@ impl Iterator for Entries {
 
 /// Writes a listing.
 pub(crate) struct Writer {
-    stream: zstd::stream::write::Encoder<'static, Hashed>,
+    stream: zstd::stream::write::Encoder<'static, Hashed<BufWriter<File>>>,
     record: Vec<u8>,
     last: Vec<u8>,
     count: u64,
 }
 
-struct Hashed {
-    file: BufWriter<File>,
-    hash: Sha256,
-}
-
-impl Write for Hashed {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let written = self.file.write(bytes)?;
-        self.hash.update(&bytes[..written]);
-        Ok(written)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.file.flush()
-    }
-}
-
 impl Writer {
     pub(crate) fn new(place: &Path, links: &[Link]) -> io::Result<Self> {
-        let mut file = Hashed { file: BufWriter::new(File::create_new(place)?), hash: Sha256::new() };
+        let mut file = Hashed::new(BufWriter::new(File::create_new(place)?));
         file.write_all(MAGIC)?;
         let stream = zstd::stream::write::Encoder::new(file, LEVEL)?;
         let mut writer = Self { stream, record: Vec::new(), last: Vec::new(), count: 0 };
@@ -277,6 +254,6 @@ impl Writer {
         self.pass_on()?;
         let mut file = self.stream.finish()?;
         file.flush()?;
-        Ok(Digest::from_sha256(&file.hash.finalize().into()))
+        Ok(file.digest())
     }
 }

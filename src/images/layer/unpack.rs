@@ -5,11 +5,11 @@ use std::path::Path;
 
 use flate2::bufread::MultiGzDecoder;
 use podwright_base::Digest;
-use sha2::{Digest as _, Sha256};
 
 use crate::amount::Amount;
 use crate::apply::{self, ApplyError};
 use crate::gzip::Gunzip;
+use crate::hashed::Hashed;
 use crate::survey::{self, Memory};
 use crate::tree::Tree;
 
@@ -194,28 +194,4 @@ fn is_zstd(head: &[u8]) -> bool {
 /// Tells by its first four bytes whether a stream is compressed.
 pub fn is_compressed(head: &[u8]) -> bool {
     is_gzip(head) || is_zstd(head)
-}
-
-/// Hashes what passes through.
-pub(crate) struct Hashed<R> {
-    inner: R,
-    hash: Sha256,
-}
-
-impl<R> Hashed<R> {
-    pub(crate) fn new(inner: R) -> Self {
-        Self { inner, hash: Sha256::new() }
-    }
-
-    pub(crate) fn digest(self) -> Digest {
-        Digest::from_sha256(&self.hash.finalize().into())
-    }
-}
-
-impl<R: Read> Read for Hashed<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let read = self.inner.read(buffer)?;
-        self.hash.update(&buffer[..read]);
-        Ok(read)
-    }
 }

@@ -9,7 +9,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat};
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Gid, Mode, OFlags, Stat, Uid, XattrFlags};
 use rustix::io::Errno;
 
 use crate::tree;
@@ -165,6 +165,26 @@ impl Spot<'_> {
         xattrs.sort_unstable();
         Ok(xattrs)
     }
+}
+
+/// Gives a directory another's owner, mode and extended attributes, but not what overlayfs has marked.
+///
+/// # Errors
+/// When one of them cannot be opened, or the disk refuses.
+pub fn copy_attributes(from: &Path, to: &Path) -> io::Result<()> {
+    let directory = rustix::fs::openat(CWD, from, DIRECTORY, Mode::empty())?;
+    let stat = rustix::fs::fstat(&directory)?;
+    let spot = Spot { path: &[], directory: directory.as_fd(), name: b".", stat };
+    let to = rustix::fs::openat(CWD, to, DIRECTORY, Mode::empty())?;
+    // Changing the owner clears bits of the mode.
+    rustix::fs::fchown(&to, Some(Uid::from_raw(stat.st_uid)), Some(Gid::from_raw(stat.st_gid)))?;
+    rustix::fs::fchmod(&to, Mode::from_raw_mode(stat.st_mode & 0o7777))?;
+    for (key, value) in spot.xattrs(&mut Vec::new())? {
+        if !key.starts_with(b"trusted.overlay.") {
+            rustix::fs::fsetxattr(&to, key.as_slice(), &value, XattrFlags::empty())?;
+        }
+    }
+    Ok(())
 }
 
 /// Labels and keyed hashes that are true on this host only, and change when its policy or keys do.

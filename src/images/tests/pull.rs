@@ -15,7 +15,7 @@ async fn an_image_of_all_compressions_arrives() {
     let (registry, node) = (Registry::start().await, Node::new());
     let image = TestImage::new(vec![
         Layer::gzip(Tar::default().dir("etc").file("etc/passwd", "bottom").file("etc/gone", "x")),
-        Layer::zstd(Tar::default().file("etc/passwd", "top").file("etc/.wh.gone", "")),
+        Layer::zstd(Tar::default().dir("etc").file("etc/passwd", "top").file("etc/.wh.gone", "")),
         Layer::plain(Tar::default().file("plain", "p")),
         // Docker's empty layer, twice.
         Layer::gzip(Tar::default()),
