@@ -45,6 +45,7 @@ fn shown(verified: &VerifiedImage) -> String {
         VerifyOutcome::VerifyDamaged => "damaged",
         VerifyOutcome::VerifyRepaired => "repaired",
         VerifyOutcome::VerifyFailed => "not repaired",
+        VerifyOutcome::VerifyRemoved => "removed meanwhile",
     };
     let mut text = format!("{name}: {outcome}\n");
     for damage in &verified.damages {

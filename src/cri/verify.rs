@@ -49,6 +49,7 @@ pub(crate) fn stream(images: Images, names: &[String], repair: bool) -> Result<A
 fn message(image: &Image, found: &[Finding], outcome: &Outcome) -> v1::VerifiedImage {
     let (state, failures) = match outcome {
         Outcome::Whole => (v1::VerifyOutcome::VerifyWhole, Vec::new()),
+        Outcome::Removed => (v1::VerifyOutcome::VerifyRemoved, Vec::new()),
         Outcome::Damaged => (v1::VerifyOutcome::VerifyDamaged, Vec::new()),
         Outcome::Repaired => (v1::VerifyOutcome::VerifyRepaired, Vec::new()),
         Outcome::Failed(failures) => {

@@ -17,6 +17,8 @@ use crate::verify::{self, Effort, Finding, Part, Verified, VerifyError};
 pub enum Outcome {
     /// Nothing was damaged.
     Whole,
+    /// It was removed meanwhile.
+    Removed,
     /// Nobody asked for a repair.
     Damaged,
     /// All of it was repaired, and verified again.
@@ -67,6 +69,20 @@ impl Images {
     ) -> Result<(Vec<Finding>, Outcome), VerifyError> {
         let _lease = self.lease(image);
         let mut left = self.check(image, effort, known).await?;
+        if !left.is_empty() {
+            // What was removed while it was looked at is not damaged, nor what was pulled again since.
+            match self.find(image.id.as_str()) {
+                None => {
+                    forget(&left, known);
+                    return Ok((Vec::new(), Outcome::Removed));
+                }
+                Some(now) if !Arc::ptr_eq(&now, image) => {
+                    forget(&left, known);
+                    left = self.check(&now, effort, known).await?;
+                }
+                Some(_) => {}
+            }
+        }
         if left.is_empty() || !repair {
             let outcome = if left.is_empty() { Outcome::Whole } else { Outcome::Damaged };
             return Ok((left, outcome));
@@ -85,10 +101,8 @@ impl Images {
                 digest,
                 error: Some(error),
             }));
-            for finding in &new {
-                tried.insert((finding.part, finding.digest.clone()));
-                known.0.remove(&finding.digest);
-            }
+            tried.extend(new.iter().map(|finding| (finding.part, finding.digest.clone())));
+            forget(&new, known);
             found.extend(new);
             left = self.check(image, effort, known).await?;
         };
@@ -150,13 +164,20 @@ impl Images {
     }
 }
 
+/// Has layers looked at again.
+fn forget(findings: &[Finding], known: &mut Verified) {
+    for finding in findings {
+        known.0.remove(&finding.digest);
+    }
+}
+
 /// Logs what a power cut has done to an image; `false`: damage stays.
 fn tell(image: &Image, found: &[Finding], outcome: &Outcome) -> bool {
     for finding in found {
         tracing::warn!(image.id = %image.id, %finding, "an image was damaged when the host went down");
     }
     match outcome {
-        Outcome::Whole => true,
+        Outcome::Whole | Outcome::Removed => true,
         Outcome::Repaired => {
             tracing::info!(image.id = %image.id, "an image was repaired");
             true

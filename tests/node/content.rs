@@ -129,7 +129,7 @@ async fn deaths_in_the_middle_of_pulls_leave_only_whole_images() {
     node.map_host("kill.test", &registry.url());
     for number in 0..4 {
         let files = |layer: Layer, name: &str| {
-            (0..200).fold(layer, |layer, file| layer.file(&format!("{name}-{file}"), 0o644, &vec![file as u8; 3000]))
+            (0..30).fold(layer, |layer, file| layer.file(&format!("{name}-{file}"), 0o644, &vec![file as u8; 3000]))
         };
         let layers = vec![
             (files(Layer::new(), "shared"), Packing::Gzip),
@@ -158,7 +158,7 @@ async fn deaths_in_the_middle_of_pulls_leave_only_whole_images() {
     };
     let killer = async {
         for kill in 0..kills {
-            tokio::time::sleep(Duration::from_micros(random.below(200_000))).await;
+            tokio::time::sleep(Duration::from_micros(random.below(300_000))).await;
             node.crash().await;
             let verified = podwright(&node, &["image", "verify"]).await;
             assert!(verified.status.success(), "after kill {kill}: {}", text(&verified));
