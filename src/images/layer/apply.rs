@@ -6,22 +6,19 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsStr;
-use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::FileExt;
 use std::rc::Rc;
 
-use podwright_sys::writeback;
-use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, Timespec, Timestamps, Uid};
 use rustix::io::Errno;
 
 use crate::amount::Amount;
-use crate::archive::{ArchiveError, Kind, Member, Members};
+use crate::apply_error::{ApplyError, EntryError, Fault, step};
+use crate::archive::{Kind, Member, Members};
 use crate::contents::ContentHasher;
-use crate::listing::{Link, Origin};
-use crate::sparse::Map;
+use crate::listing::Origin;
 use crate::survey::Memory;
 use crate::tree::{self, ParentError, Tree};
 
@@ -30,59 +27,6 @@ const WHITEOUT: &[u8] = b".wh.";
 const WHITEOUT_META: &[u8] = b".wh..wh.";
 const WHITEOUT_OPAQUE: &[u8] = b".wh..wh..opq";
 const BUFFER: usize = 128 << 10;
-/// Files from this length on begin to go to disk at once: the sync at the end of a pull then waits for less. For shorter
-/// ones the call costs more than it saves.
-const EARLY: u64 = 256 << 10;
-/// The bits of a mode that chmod sets, and those of them that a new file may have from the start.
-const MODE: u32 = 0o7777;
-const PERMISSIONS: u32 = 0o777;
-
-/// Why a layer could not be applied.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum ApplyError {
-    /// The stream is no usable archive.
-    #[error(transparent)]
-    Archive(#[from] ArchiveError),
-    /// The stream broke off inside an entry's data.
-    #[error("read the data of entry {entry:?}")]
-    Data { entry: String, source: io::Error },
-    /// One entry cannot be applied.
-    #[error("entry {entry:?}")]
-    Entry { entry: String, source: EntryError },
-    /// The layer's directory itself.
-    #[error("open the layer's directory")]
-    Root(#[source] io::Error),
-}
-
-/// What is wrong with an entry.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum EntryError {
-    #[error("its path leads out of the layer")]
-    Outside,
-    #[error("its path has a NUL byte")]
-    Nul,
-    #[error("the root of a layer can only be a directory")]
-    Root,
-    #[error("it is no valid whiteout")]
-    Whiteout,
-    #[error("the attribute {0:?} is the overlay file system's own: no layer may bring it")]
-    ReservedXattr(String),
-    #[error("the hard link's target {0:?} leads out of the layer")]
-    LinkOutside(String),
-    #[error("the hard link's target {0:?} is neither in this layer nor in one below")]
-    LinkMissing(String),
-    #[error("{0}")]
-    Parent(ParentError),
-    #[error("{step}")]
-    Io { step: &'static str, source: io::Error },
-}
-
-impl ApplyError {
-    /// Tells whether the stream is at fault: then its digest may be wrong, which is the better error.
-    pub(crate) fn is_stream(&self) -> bool {
-        matches!(self, Self::Archive(_) | Self::Data { .. })
-    }
-}
 
 /// Applies all of an archive below `tree`; returns what it takes on disk, and what its listing needs to know.
 pub(crate) fn apply(archive: impl Read, tree: &Tree) -> Result<(Amount, Memory), ApplyError> {
@@ -110,37 +54,23 @@ pub(crate) fn apply(archive: impl Read, tree: &Tree) -> Result<(Amount, Memory),
     applier.finish()
 }
 
-enum Fault {
-    Data(io::Error),
-    Entry(EntryError),
-}
-
-impl From<EntryError> for Fault {
-    fn from(error: EntryError) -> Self {
-        Self::Entry(error)
-    }
-}
-
-struct Applier<'a> {
-    tree: &'a Tree,
+/// Applies members one after the other.
+pub(crate) struct Applier<'a> {
+    pub(crate) tree: &'a Tree,
     /// The directory that the last entry went into: archives list directory by directory.
-    parent: Option<(Vec<u8>, Rc<OwnedFd>)>,
+    pub(crate) parent: Option<(Vec<u8>, Rc<OwnedFd>)>,
     /// Directories' times, set at the end: every entry made in a directory changes its own.
-    times: HashMap<Vec<u8>, (i64, u32)>,
-    amount: Amount,
+    pub(crate) times: HashMap<Vec<u8>, (i64, u32)>,
+    pub(crate) amount: Amount,
     /// Hard links whose targets are not in this layer, by their names.
-    unresolved: BTreeMap<Vec<u8>, Vec<u8>>,
-    memory: Memory,
-    hasher: ContentHasher,
-    buffer: Vec<u8>,
-}
-
-fn step<T, E: Into<io::Error>>(step: &'static str, result: Result<T, E>) -> Result<T, EntryError> {
-    result.map_err(|source| EntryError::Io { step, source: source.into() })
+    pub(crate) unresolved: BTreeMap<Vec<u8>, Vec<u8>>,
+    pub(crate) memory: Memory,
+    pub(crate) hasher: ContentHasher,
+    pub(crate) buffer: Vec<u8>,
 }
 
 /// Splits a path of the archive into the names on its way. An absolute one begins at the layer's root.
-fn split(path: &[u8]) -> Result<Vec<&[u8]>, EntryError> {
+pub(crate) fn split(path: &[u8]) -> Result<Vec<&[u8]>, EntryError> {
     if path.contains(&0) {
         return Err(EntryError::Nul);
     }
@@ -227,7 +157,7 @@ impl Applier<'_> {
     }
 
     /// Makes room for an entry: a later one replaces an earlier one, whatever either is.
-    fn clear(&mut self, parent: &OwnedFd, name: &[u8]) -> Result<(), EntryError> {
+    pub(crate) fn clear(&mut self, parent: &OwnedFd, name: &[u8]) -> Result<(), EntryError> {
         if step("look for an earlier entry of this name", tree::stat(parent, name))?.is_some() {
             // What is removed may have been on the way to the remembered directory.
             self.parent = None;
@@ -293,80 +223,6 @@ impl Applier<'_> {
         Ok(())
     }
 
-    fn hard_link(&mut self, parent: &OwnedFd, name: &[u8], target: &[u8]) -> Result<(), EntryError> {
-        let shown = || String::from_utf8_lossy(&target[..target.len().min(1000)]).into_owned();
-        let names = split(target).map_err(|_| EntryError::LinkOutside(shown()))?;
-        let (last, parents) = names.split_last().ok_or_else(|| EntryError::LinkMissing(shown()))?;
-        let from = match self.tree.directory(parents) {
-            Ok(fd) => fd,
-            Err(Errno::NOENT) => return self.unresolved_link(parent, name, target),
-            // A file, or a whiteout, is in the way: a layer below has nothing to say.
-            Err(Errno::NOTDIR) => return Err(EntryError::LinkMissing(shown())),
-            Err(errno) => return step("open the hard link's directory", Err(errno)),
-        };
-        let target = match step("look at the hard link's target", tree::stat(&from, last))? {
-            None => return self.unresolved_link(parent, name, target),
-            Some(found) if tree::is_whiteout(&found) => return Err(EntryError::LinkMissing(shown())),
-            Some(found) => found,
-        };
-        let earlier = step("look for an earlier entry of this name", tree::stat(parent, name))?;
-        if earlier.is_some_and(|earlier| (earlier.st_dev, earlier.st_ino) == (target.st_dev, target.st_ino)) {
-            return Ok(());
-        }
-        self.clear(parent, name)?;
-        step("make the hard link", rustix::fs::linkat(&from, *last, parent, name, AtFlags::empty()))
-    }
-
-    /// Remembers a hard link to what may be in a layer below; only the whole image tells.
-    fn unresolved_link(&mut self, parent: &OwnedFd, name: &[u8], target: &[u8]) -> Result<(), EntryError> {
-        let names = split(target)?;
-        for length in 1..names.len() {
-            let Ok(directory) = self.tree.directory(&names[..length]) else { break };
-            if step("look at the hard link's directory", tree::is_opaque(directory.as_fd()))? {
-                return Err(EntryError::LinkMissing(String::from_utf8_lossy(target).into_owned()));
-            }
-        }
-        self.clear(parent, name)?;
-        let mut path = step("find the hard link's path", self.tree.path_of(parent.as_fd()))?;
-        if !path.is_empty() {
-            path.push(b'/');
-        }
-        path.extend_from_slice(name);
-        let target = names.join(&b'/');
-        // It may be such a link itself.
-        let target = self.unresolved.get(&target).cloned().unwrap_or(target);
-        if path != target {
-            self.unresolved.insert(path, target);
-        }
-        Ok(())
-    }
-
-    /// Keeps those of the unresolved links that no later entry has replaced.
-    fn keep_links(&mut self) -> Result<(), ApplyError> {
-        for (path, target) in std::mem::take(&mut self.unresolved) {
-            let kept = self.is_free(&path).map_err(|source| {
-                let entry = String::from_utf8_lossy(&path).into_owned();
-                ApplyError::Entry { entry, source }
-            })?;
-            if kept {
-                self.memory.links.push(Link { path, target });
-            }
-        }
-        Ok(())
-    }
-
-    /// Tells whether this layer has nothing of a name but a whiteout, which speaks of the layers below.
-    fn is_free(&self, path: &[u8]) -> Result<bool, EntryError> {
-        let names = split(path)?;
-        let (name, parents) = names.split_last().ok_or(EntryError::Root)?;
-        let parent = match self.tree.directory(parents) {
-            Err(Errno::NOENT | Errno::NOTDIR) => return Ok(false),
-            parent => step("open the hard link's directory", parent)?,
-        };
-        let found = step("look for a later entry", tree::stat(&parent, name))?;
-        Ok(found.is_none_or(|found| tree::is_whiteout(&found)))
-    }
-
     fn whiteout(&mut self, name: &[u8], parents: &[&[u8]]) -> Result<(), EntryError> {
         if parents.iter().any(|parent| parent.starts_with(WHITEOUT_META)) {
             return Ok(());
@@ -405,92 +261,6 @@ impl Applier<'_> {
                 self.opaque(&parent, hidden)
             }
             Some(_) => Ok(()),
-        }
-    }
-
-    fn file(
-        &mut self,
-        parent: &OwnedFd,
-        name: &[u8],
-        member: &Member,
-        size: u64,
-        sparse: Option<&Map>,
-        data: &mut Members<impl Read>,
-    ) -> Result<(), Fault> {
-        let file = self.make_file(parent, name, member)?;
-        self.hasher.restart();
-        let length = match sparse {
-            None => {
-                self.write(data, 0, |bytes, _| (&file).write_all(bytes))?;
-                size
-            }
-            Some(map) => {
-                for extent in &map.extents {
-                    let mut extent_data = data.by_ref().take(extent.length);
-                    self.write(&mut extent_data, extent.offset, |bytes, at| file.write_all_at(bytes, at))?;
-                }
-                step("set the file's length", file.set_len(map.real_size))?;
-                map.real_size
-            }
-        };
-        if length >= EARLY
-            && let Err(errno) = writeback::start(&file)
-        {
-            step("begin to write the file to disk", Err(errno))?;
-        }
-        self.amount.add_file(size);
-        // Each of these two calls makes the file system write the inode once more, and most files need neither.
-        let made = step("look at the file", rustix::fs::fstat(&file))?;
-        self.memory.contents.insert(made.st_ino, self.hasher.finish(length));
-        // Changing the owner clears the setuid bits and file capabilities: they come after it.
-        if (made.st_uid, made.st_gid) != (member.uid, member.gid) {
-            let owner = rustix::fs::fchown(&file, Some(Uid::from_raw(member.uid)), Some(Gid::from_raw(member.gid)));
-            step("set the owner", owner)?;
-        }
-        if made.st_mode & MODE != member.mode {
-            step("set the mode", rustix::fs::fchmod(&file, Mode::from_raw_mode(member.mode)))?;
-        }
-        for (key, value) in &member.xattrs {
-            let set = rustix::fs::fsetxattr(&file, key.as_slice(), value, XattrFlags::empty());
-            xattr(key, set.map_err(io::Error::from))?;
-            self.memory.marked.insert(made.st_ino);
-        }
-        step("set the time", rustix::fs::futimens(&file, &times(member.mtime)))?;
-        Ok(())
-    }
-
-    /// Makes an empty file. Its owner and mode may be wrong still; nobody but root reaches a layer that is being unpacked.
-    fn make_file(&mut self, parent: &OwnedFd, name: &[u8], member: &Member) -> Result<File, EntryError> {
-        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let open = || rustix::fs::openat(parent, name, flags, Mode::from_raw_mode(member.mode & PERMISSIONS));
-        let made = match open() {
-            Err(Errno::EXIST) => {
-                self.clear(parent, name)?;
-                open()
-            }
-            made => made,
-        };
-        Ok(File::from(step("make the file", made)?))
-    }
-
-    /// Passes data on that belongs at `at` in the file.
-    fn write(
-        &mut self,
-        data: &mut impl Read,
-        mut at: u64,
-        mut sink: impl FnMut(&[u8], u64) -> io::Result<()>,
-    ) -> Result<(), Fault> {
-        loop {
-            match data.read(&mut self.buffer) {
-                Ok(0) => return Ok(()),
-                Ok(read) => {
-                    self.hasher.update(at, &self.buffer[..read]);
-                    step("write the file", sink(&self.buffer[..read], at))?;
-                    at += read as u64;
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(Fault::Data(error)),
-            }
         }
     }
 
@@ -541,7 +311,7 @@ impl Applier<'_> {
 
 /// An attribute that the file system has no room for by design (user attributes of links and nodes, any on some file
 /// systems) is left out, as other engines do; a file capability never is.
-fn xattr(key: &[u8], set: io::Result<()>) -> Result<(), EntryError> {
+pub(crate) fn xattr(key: &[u8], set: io::Result<()>) -> Result<(), EntryError> {
     match set {
         Err(error) if key != b"security.capability" => match Errno::from_io_error(&error) {
             Some(Errno::NOTSUP) => Ok(()),
@@ -552,7 +322,7 @@ fn xattr(key: &[u8], set: io::Result<()>) -> Result<(), EntryError> {
     }
 }
 
-fn times((seconds, nanos): (i64, u32)) -> Timestamps {
+pub(crate) fn times((seconds, nanos): (i64, u32)) -> Timestamps {
     let time = Timespec { tv_sec: seconds, tv_nsec: nanos.into() };
     Timestamps { last_access: time, last_modification: time }
 }

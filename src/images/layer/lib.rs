@@ -14,6 +14,9 @@
 
 mod amount;
 mod apply;
+mod apply_error;
+mod apply_file;
+mod apply_link;
 mod archive;
 mod artifact;
 mod bundle;

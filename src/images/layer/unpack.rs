@@ -7,7 +7,8 @@ use flate2::bufread::MultiGzDecoder;
 use podwright_base::Digest;
 
 use crate::amount::Amount;
-use crate::apply::{self, ApplyError};
+use crate::apply;
+use crate::apply_error::ApplyError;
 use crate::gzip::Gunzip;
 use crate::hashed::Hashed;
 use crate::survey::{self, Memory};

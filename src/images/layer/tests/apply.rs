@@ -7,7 +7,8 @@ use std::path::Path;
 use proptest::prelude::*;
 use tar::EntryType;
 
-use crate::apply::{ApplyError, EntryError, apply};
+use crate::apply::apply;
+use crate::apply_error::{ApplyError, EntryError};
 use crate::testing::{Entry, Tar};
 use crate::tree::{self, Tree};
 
