@@ -1,6 +1,7 @@
 //! The layer that an image gets on top of its own, where those need something of each other: see
 //! [`podwright_layer::complete`]. Most images get none. It is a layer as any other, but no registry has it.
 
+use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{self, BufReader, BufWriter, Seek};
 use std::path::PathBuf;
@@ -53,7 +54,7 @@ pub enum CompletionError {
     Stage(#[source] io::Error),
 }
 
-/// Adds the layer that the layers of an image need, if they need one; the caller holds a lease on them. What is returned
+/// Makes an image's layers what is mounted: each once, and the one on top that they need, if they need one. The caller holds a lease on them. What is returned
 /// holds the new one until the image is published. When it fails, what is staged for this image alone is gone. Blocks on
 /// the disk.
 pub(crate) fn complete(store: &Arc<Store>, candidate: &mut Candidate) -> Result<Option<Lease>, CompletionError> {
@@ -69,7 +70,11 @@ fn add(store: &Arc<Store>, candidate: &mut Candidate) -> Result<Option<Lease>, C
         return Ok(None);
     }
     let (layers, staged) = (&mut candidate.image.layers, &mut candidate.staged);
-    let Some((diff_id, archive)) = archive(store, layers, staged)? else { return Ok(None) };
+    let (shown, facts) = shown(store, layers, staged)?;
+    let archive = archive(store, &shown, &facts, staged)?;
+    *layers = each_once(shown);
+    staged.retain(|staged| layers.contains(staged.diff_id()));
+    let Some((diff_id, archive)) = archive else { return Ok(None) };
     let lease = store.lease(std::slice::from_ref(&diff_id));
     if !store.has_layer(&diff_id) {
         staged.push(unpack(store, &diff_id, archive)?);
@@ -78,9 +83,38 @@ fn add(store: &Arc<Store>, candidate: &mut Candidate) -> Result<Option<Lease>, C
     Ok(Some(lease))
 }
 
+/// Returns the layers that nothing hides as a whole. overlayfs knows no such mark on a layer's root.
+fn shown(
+    store: &Store,
+    layers: &[Digest],
+    staged: &[Arc<Staged>],
+) -> Result<(Vec<Digest>, Vec<Facts>), CompletionError> {
+    let (mut shown, mut all) = (Vec::new(), Vec::new());
+    for layer in layers.iter().rev() {
+        let facts = facts(store, layer, staged)?;
+        let is_last = facts.hides_all;
+        shown.insert(0, layer.clone());
+        all.insert(0, facts);
+        if is_last {
+            break;
+        }
+    }
+    Ok((shown, all))
+}
+
+/// Leaves out layers that come again farther up: all that they bring is on top there, and overlayfs takes a directory once.
+fn each_once(mut layers: Vec<Digest>) -> Vec<Digest> {
+    let mut seen = HashSet::new();
+    layers.reverse();
+    layers.retain(|layer| seen.insert(layer.clone()));
+    layers.reverse();
+    layers
+}
+
 /// Makes the layer that completes others anew, which are whole; `None` when it is another one. Blocks on the disk.
 pub(crate) fn remake(store: &Store, layers: &[Digest], id: &Digest) -> Result<Option<Arc<Staged>>, CompletionError> {
-    match archive(store, layers, &[])? {
+    let (shown, facts) = shown(store, layers, &[])?;
+    match archive(store, &shown, &facts, &[])? {
         Some((diff_id, archive)) if diff_id == *id => unpack(store, id, archive).map(Some),
         _ => Ok(None),
     }
@@ -90,14 +124,14 @@ pub(crate) fn remake(store: &Store, layers: &[Digest], id: &Digest) -> Result<Op
 fn archive(
     store: &Store,
     layers: &[Digest],
+    facts: &[Facts],
     staged: &[Arc<Staged>],
 ) -> Result<Option<(Digest, File)>, CompletionError> {
-    let facts: Vec<Facts> = layers.iter().map(|layer| facts(store, layer, staged)).collect::<Result<_, _>>()?;
     let implied = facts.iter().skip(1).any(|facts| facts.implied > 0);
     if !implied && facts.iter().all(|facts| facts.unresolved == 0) {
         return Ok(None);
     }
-    let lowers = open(store, layers, &facts, staged)?;
+    let lowers = open(store, layers, facts, staged)?;
     let path = store.content().temporary("completion");
     let failed = |source| CompletionError::Archive { path: path.clone(), source };
     let mut archive = File::options().read(true).write(true).create_new(true).open(&path).map_err(failed)?;

@@ -26,8 +26,8 @@ pub struct Image {
     pub digests: Vec<String>,
     /// Bytes of its unpacked layers on disk (CRI `size`).
     pub size: u64,
-    /// What its layers are kept by, bottom first: their diffIDs, or ids of an artifact's blobs. Containers mount them
-    /// all; the last may be one that completes the others, which no manifest and no configuration names.
+    /// What its layers are kept by, bottom first, each once: their diffIDs, or ids of an artifact's blobs. Containers
+    /// mount them all; the last may be one that completes the others, which no manifest and no configuration names.
     pub layers: Vec<Digest>,
     /// How its processes are run; an artifact's says nothing.
     pub config: ImageConfiguration,

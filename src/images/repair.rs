@@ -215,10 +215,10 @@ impl Repair<'_> {
 
     /// Makes the layer that no registry has, because it completes the others.
     async fn remake(&self, id: &Digest) -> Result<Arc<Staged>, RepairError> {
-        let others = match self.image.layers.split_last() {
-            Some((last, others)) if last == id => others.to_vec(),
-            _ => return Err(RepairError::Unknown),
-        };
+        // The image's own layers may be fewer: what comes twice is mounted once.
+        let diff_ids = self.image.config.rootfs().diff_ids().iter();
+        let others = diff_ids.map(|diff_id| diff_id.parse()).collect::<Result<Vec<_>, _>>();
+        let others = others.map_err(|_| RepairError::Unknown)?;
         let (store, id) = (Arc::clone(&self.puller.store), id.clone());
         blocking(move || complete::remake(&store, &others, &id)?.ok_or(RepairError::Unknown)).await
     }

@@ -33,6 +33,9 @@ pub(crate) struct Facts {
     /// Whether it names its root, whose attributes are then the layer's to say.
     #[serde(default)]
     pub(crate) names_root: bool,
+    /// Whether it hides all that is in layers below.
+    #[serde(default)]
+    pub(crate) hides_all: bool,
     /// How many of its directories take their attributes from layers below; the listing says which.
     #[serde(default)]
     pub(crate) implied: u64,
@@ -43,8 +46,8 @@ pub(crate) struct Facts {
 
 impl From<Unpacked> for Facts {
     fn from(unpacked: Unpacked) -> Self {
-        let Unpacked { amount, listing, names_root, implied, unresolved } = unpacked;
-        Self { amount, listing: Some(listing), names_root, implied, unresolved }
+        let Unpacked { amount, listing, names_root, hides_all, implied, unresolved } = unpacked;
+        Self { amount, listing: Some(listing), names_root, hides_all, implied, unresolved }
     }
 }
 

@@ -12,5 +12,6 @@ pub(crate) mod relay;
 pub(crate) mod residue;
 pub(crate) mod tcp;
 pub(crate) mod tokens;
+pub(crate) mod tree;
 
 pub(crate) use node::{Node, Setup};

@@ -20,5 +20,6 @@ mod registries;
 mod restart;
 mod servers;
 mod streaming;
+mod trees;
 mod trust;
 mod volumes;

@@ -35,6 +35,7 @@ pub(crate) struct Memory {
 pub(crate) struct Survey {
     pub(crate) listing: Digest,
     pub(crate) names_root: bool,
+    pub(crate) hides_all: bool,
     /// Directories other than the root that are implied.
     pub(crate) implied: u64,
 }
@@ -46,7 +47,7 @@ pub(crate) fn survey(directory: &Path, memory: &Memory, place: &Path) -> io::Res
     let mut groups: HashMap<u64, u64> = HashMap::new();
     let mut buffer = Vec::new();
     let (mut names_root, mut implied) = (true, 0);
-    let mut ask_all = memory.bequeaths;
+    let (mut ask_all, mut hides_all) = (memory.bequeaths, false);
     while let Some(spot) = walk.next()? {
         let stat = &spot.stat;
         let contents = memory.contents.get(&stat.st_ino).copied();
@@ -54,7 +55,10 @@ pub(crate) fn survey(directory: &Path, memory: &Memory, place: &Path) -> io::Res
         // The root may have got some from the directory that it was made in, and have passed them on.
         if ask_all || memory.marked.contains(&stat.st_ino) || entry.path.is_empty() {
             entry.xattrs = spot.xattrs(&mut buffer)?;
-            ask_all |= entry.path.is_empty() && !entry.xattrs.is_empty();
+            if entry.path.is_empty() {
+                hides_all = entry.xattrs.iter().any(|(key, _)| key == tree::OPAQUE.as_bytes());
+                ask_all |= entry.xattrs.len() > usize::from(hides_all);
+            }
         }
         if entry.kind == Kind::Directory {
             entry.origin = memory.implied.get(&stat.st_ino).copied().unwrap_or_default();
@@ -71,7 +75,7 @@ pub(crate) fn survey(directory: &Path, memory: &Memory, place: &Path) -> io::Res
         }
         writer.entry(&entry)?;
     }
-    Ok(Survey { listing: writer.end()?, names_root, implied })
+    Ok(Survey { listing: writer.end()?, names_root, hides_all, implied })
 }
 
 /// Describes a name by what the kernel says of it, extended attributes left out. A regular file without known contents

@@ -127,6 +127,13 @@ impl Tar {
         self.entry(Entry::new(EntryType::XHeader, "PaxHeader"), &data)
     }
 
+    /// Appends what is made already.
+    #[must_use]
+    pub fn joined(mut self, bytes: &[u8]) -> Self {
+        self.bytes.extend_from_slice(bytes);
+        self
+    }
+
     /// Returns the archive with its end.
     pub fn end(mut self) -> Vec<u8> {
         self.bytes.extend_from_slice(&[0; 1024]);

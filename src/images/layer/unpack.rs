@@ -65,6 +65,8 @@ pub struct Unpacked {
     pub listing: Digest,
     /// Whether an entry names the root; else its attributes are the defaults.
     pub names_root: bool,
+    /// Whether all that is in layers below is hidden: the root is marked opaque, which overlayfs does not look for.
+    pub hides_all: bool,
     /// Directories other than the root whose attributes are those of layers below (see [`crate::Origin::Implied`]).
     pub implied: u64,
     /// Hard links whose targets are in layers below.
@@ -108,6 +110,7 @@ impl Applied {
             amount: self.amount,
             listing: survey.listing,
             names_root: survey.names_root,
+            hides_all: survey.hides_all,
             implied: survey.implied,
             unresolved: self.memory.links.len() as u64,
         })

@@ -67,6 +67,23 @@ async fn layers_that_are_there_are_completed_too() {
 }
 
 #[tokio::test]
+async fn what_is_mounted_is_each_layer_once_and_none_that_is_hidden() {
+    let (registry, node) = (Registry::start().await, Node::new());
+    let hiding = Layer::gzip(Tar::default().file(".wh..wh..opq", "").file("var/own", "x"));
+    let twice = Layer::gzip(Tar::default().dir("twice"));
+    let image = TestImage::new(vec![Layer::gzip(base()), twice.clone(), hiding.clone(), twice.clone(), twice.clone()]);
+    let pulled = node.pull(&registry.push("x", "v", &image)).await.unwrap();
+    assert_eq!(pulled.layers, [hiding.diff_id, twice.diff_id]);
+    assert_eq!(node.images.read_file(&pulled, "tool", 9).unwrap(), None);
+    assert_eq!(node.read(&pulled, "var/own"), "x");
+    let (found, _) = node.images.verify(&pulled, false, &mut Verified::default()).await.unwrap();
+    assert_eq!(found, []);
+    assert!(node.images.remove(pulled.id.as_str()).await.unwrap());
+    node.images.collect().unwrap();
+    assert_eq!(node.residue(), Vec::<String>::new());
+}
+
+#[tokio::test]
 async fn links_to_nothing_fail_by_name_and_leave_nothing() {
     let (registry, node) = (Registry::start().await, Node::new());
     let upper = Tar::default().hard_link("link", "no/such");

@@ -21,6 +21,11 @@ impl Layer {
         Self { tar: Builder::new(Vec::new()) }
     }
 
+    /// A layer of entries that are there already, without the archive's end.
+    pub(crate) fn of(entries: Vec<u8>) -> Self {
+        Self { tar: Builder::new(entries) }
+    }
+
     /// A layer with a shell: Debian's static busybox.
     pub(crate) fn busybox() -> Self {
         let program = std::fs::read("/bin/busybox").expect("hack/test installs busybox-static");
