@@ -130,11 +130,21 @@ pub enum CgroupDriver {
 pub struct Network {
     /// Directory searched for CNI configuration lists; the built-in network serves when it holds none.
     pub cni_conf_dir: PathBuf,
+    /// Directories of CNI plugins, in the order in which they are searched.
+    pub cni_bin_dirs: Vec<PathBuf>,
+    /// Template of a CNI configuration, filled with the node's pod addresses once the kubelet tells them; unset: none.
+    pub cni_conf_template: Option<PathBuf>,
+    /// Seconds that one execution of a CNI plugin may take.
+    pub cni_plugin_timeout_seconds: u64,
+    /// Whether CNI plugins are told to remove what belongs to no pod of this daemon.
+    pub cni_gc: bool,
     /// Bridge of the built-in network; unset: `podwright0`, or a name of its own for a daemon with another state directory.
     pub bridge: Option<String>,
-    /// Pod addresses of the built-in network; unset: the first free /20 of 10.88.0.0/13.
+    /// Pod addresses of the built-in network; unset: the node's range when the kubelet tells one, else the first free /20
+    /// of 10.88.0.0/13.
     pub ipv4: Option<Ipv4Net>,
-    /// Pod IPv6 addresses; unset: a /64 of a unique local prefix derived from the bridge's name.
+    /// Pod IPv6 addresses; unset: the node's range when the kubelet tells one, else a /64 of a unique local prefix derived
+    /// from the bridge's name.
     pub ipv6: Option<Ipv6Net>,
     /// Whether pods have IPv6 addresses at all.
     pub enable_ipv6: bool,
@@ -148,6 +158,10 @@ impl Default for Network {
     fn default() -> Self {
         Self {
             cni_conf_dir: "/etc/cni/net.d".into(),
+            cni_bin_dirs: vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()],
+            cni_conf_template: None,
+            cni_plugin_timeout_seconds: 60,
+            cni_gc: true,
             bridge: None,
             ipv4: None,
             ipv6: None,

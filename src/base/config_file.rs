@@ -104,6 +104,9 @@ pub fn check(config: &Config) -> Result<(), ConfigError> {
     if config.registry.stall_timeout_seconds == 0 {
         return unusable("registry.stall_timeout_seconds", "0".to_owned(), "it takes 1 or more");
     }
+    if config.network.cni_plugin_timeout_seconds == 0 {
+        return unusable("network.cni_plugin_timeout_seconds", "0".to_owned(), "it takes 1 or more");
+    }
     if config.container_log.max_bytes > 0 && config.container_log.max_files == 0 {
         return unusable("container_log.max_files", "0".to_owned(), "it takes 1 or more where logs are rotated");
     }

@@ -14,6 +14,7 @@
 //!   pods/<id>/containers/<id>/plan           the launch plan, encoded
 //!   pods/<id>/containers/<id>/rootfs/        upper/ and work/
 //!   network/                                 leases of the built-in network
+//!   network/cni/                             what pods were attached by, of CNI networks
 //! ```
 
 use std::path::{Path, PathBuf};
@@ -99,6 +100,11 @@ impl Layout {
     /// Leases of the built-in network.
     pub fn network(&self) -> PathBuf {
         self.root.join("network")
+    }
+
+    /// What pods were attached by, of CNI networks.
+    pub fn cni_attachments(&self) -> PathBuf {
+        self.network().join("cni")
     }
 
     /// All pods' durable directories.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use podwright_base::{Config, ContainerId, Layout, PodId};
 use podwright_compile::{CgroupPath, InvalidCgroupPath};
 use podwright_images::Images;
-use podwright_network::Network;
+use podwright_network::{Network, RangeError};
 use podwright_spec::{ContainerConfig, PodConfig};
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
@@ -25,6 +25,7 @@ use crate::record::PodRecord;
 use crate::recover;
 use crate::registry::{Registry, Reserved};
 use crate::session::{self, Access, ExecOutput, Session, Streams};
+use crate::sweep;
 use crate::usage::{Subject, Usages, Use};
 use crate::view::{ContainerView, PodView};
 
@@ -56,6 +57,7 @@ impl Runtime {
         let node = Node { layout, facts, images, network, registry, host: traits, log_rotation, volumes, usages, shim };
         let runtime = Self { node: Arc::new(node) };
         recover::recover(&runtime.node).await?;
+        tokio::spawn(sweep::collect_networks(Arc::downgrade(&runtime.node)));
         // What containers from before have written is counted by the time somebody asks.
         runtime.written();
         Ok(runtime)
@@ -268,8 +270,31 @@ impl Runtime {
     }
 
     /// Says whether pods can have a network.
-    pub fn network_status(&self) -> podwright_network::Status {
-        self.node.network.status()
+    pub async fn network_status(&self) -> podwright_network::Status {
+        self.node.network.status().await
+    }
+
+    /// Takes over which addresses the cluster has for this node's pods (CRI `UpdateRuntimeConfig`).
+    ///
+    /// # Errors
+    /// When they are none, or the configured CNI template cannot be used.
+    pub async fn set_pod_cidr(&self, text: &str) -> Result<(), Error> {
+        self.node.network.set_pod_cidr(text).await.map_err(|error| match error {
+            RangeError::Malformed { .. } => Error::invalid("runtime_config.network_config.pod_cidr", chain(&error)),
+            other => Error::step("take over the node's pod addresses", other),
+        })
+    }
+
+    /// What plugins of a CNI network made for a pod, and whether they say that it is still there; nothing for pods of
+    /// other networks.
+    pub async fn network_details(&self, pod: &PodView) -> Option<Value> {
+        let result = match self.node.network.plugins_result(&pod.id) {
+            Ok(result) => result?,
+            Err(error) => return Some(json!({ "result": chain(&error) })),
+        };
+        let check = self.node.network.check(&pod.id).await;
+        let check = check.map_or_else(|error| chain(&error), |()| "ok".to_owned());
+        Some(json!({ "result": result, "check": check }))
     }
 
     /// Tells what all containers together have written: figures that may be some seconds old, without a wait for new

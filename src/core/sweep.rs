@@ -2,6 +2,8 @@
 
 use std::collections::HashSet;
 use std::path::Path;
+use std::sync::Weak;
+use std::time::Duration;
 
 use podwright_base::PodId;
 use tracing::{info, warn};
@@ -12,6 +14,9 @@ use crate::node::Node;
 use crate::pod::teardown::remove_tree;
 use crate::recover::entries;
 use crate::shim::ShimClient;
+
+/// The time between two collections of what belongs to no pod in CNI networks.
+const NETWORK_COLLECTION: Duration = Duration::from_secs(300);
 
 /// Removes volatile directories, network objects and cgroups that no pod owns, and layers that nothing uses.
 ///
@@ -30,8 +35,10 @@ pub(crate) async fn sweep(node: &Node) -> Result<(), Error> {
     for error in &swept.errors {
         warn!(error = %chain(error), "a part of a network that no pod has could not be removed");
     }
-    if !(swept.pins.is_empty() && swept.links.is_empty() && swept.leases.is_empty()) {
-        info!(pins = swept.pins.len(), links = swept.links.len(), leases = swept.leases.len(), "networks were swept");
+    let [pins, links, leases] = [swept.pins.len(), swept.links.len(), swept.leases.len()];
+    let attachments = swept.attachments.len();
+    if pins + links + leases + attachments > 0 {
+        info!(pins, links, leases, attachments, "networks were swept");
     }
     sweep_cgroups(node, &live).await;
     // The leases of all containers are taken again: what is not leased now is not needed.
@@ -39,6 +46,17 @@ pub(crate) async fn sweep(node: &Node) -> Result<(), Error> {
         warn!(error = %chain(&error), "unused layers are left");
     }
     Ok(())
+}
+
+/// Has network plugins remove what belongs to no pod, again and again as long as there is a node.
+pub(crate) async fn collect_networks(node: Weak<Node>) {
+    loop {
+        tokio::time::sleep(NETWORK_COLLECTION).await;
+        let Some(node) = node.upgrade() else { return };
+        for error in node.network.collect().await {
+            warn!(error = %chain(&error), "network plugins did not remove what belongs to no pod");
+        }
+    }
 }
 
 /// Ends a pod whose record is not there (a creation that had not begun, a removal nearly done).

@@ -41,14 +41,20 @@ pub(crate) async fn remove(
     Ok(v1::RemovePodSandboxResponse {})
 }
 
-pub(crate) fn status(
+pub(crate) async fn status(
     runtime: &Runtime,
     request: v1::PodSandboxStatusRequest,
 ) -> Result<v1::PodSandboxStatusResponse, Error> {
     // Taken before the look: what is told was true then or later.
     let timestamp = convert::now();
     let pod = runtime.pod(&id(request.pod_sandbox_id)?)?;
-    let info = request.verbose.then(|| convert::info("info", &convert::pod::details(&pod)));
+    let info = match request.verbose {
+        true => {
+            let network = runtime.network_details(&pod).await;
+            Some(convert::info("info", &convert::pod::details(&pod, network)))
+        }
+        false => None,
+    };
     Ok(v1::PodSandboxStatusResponse {
         status: Some(convert::pod::status(&pod)),
         info: info.unwrap_or_default(),

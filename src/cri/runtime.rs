@@ -27,9 +27,9 @@ impl RuntimeApi {
         Self { runtime, server }
     }
 
-    fn status_of_all(&self, verbose: bool) -> v1::StatusResponse {
+    async fn status_of_all(&self, verbose: bool) -> v1::StatusResponse {
         let info = verbose.then(|| convert::info("config", &self.runtime.info()));
-        let network = self.runtime.network_status();
+        let network = self.runtime.network_status().await;
         v1::StatusResponse {
             status: Some(convert::status::conditions(network.ready, network.reason, network.message)),
             info: info.unwrap_or_default(),
@@ -58,7 +58,7 @@ impl RuntimeService for RuntimeApi {
     }
 
     async fn status(&self, request: Request<v1::StatusRequest>) -> Answer<v1::StatusResponse> {
-        reply(Ok(self.status_of_all(request.into_inner().verbose)))
+        reply(Ok(self.status_of_all(request.into_inner().verbose).await))
     }
 
     async fn runtime_config(&self, _: Request<v1::RuntimeConfigRequest>) -> Answer<v1::RuntimeConfigResponse> {
@@ -71,15 +71,11 @@ impl RuntimeService for RuntimeApi {
         request: Request<v1::UpdateRuntimeConfigRequest>,
     ) -> Answer<v1::UpdateRuntimeConfigResponse> {
         let network = request.into_inner().runtime_config.and_then(|config| config.network_config);
-        if let Some(network) = network.filter(|network| !network.pod_cidr.is_empty()) {
-            // The kubelet tells every runtime and takes a refusal for a broken node. The built-in network has a range of
-            // its own, and conflists name theirs, so nothing changes; the administrator can see that.
-            tracing::warn!(
-                pod_cidr = network.pod_cidr,
-                "the node's pod address range is not used: config.toml sets it"
-            );
-        }
-        reply(Ok(v1::UpdateRuntimeConfigResponse {}))
+        let done = match network.filter(|network| !network.pod_cidr.is_empty()) {
+            Some(network) => self.runtime.set_pod_cidr(&network.pod_cidr).await,
+            None => Ok(()),
+        };
+        reply(done.map(|()| v1::UpdateRuntimeConfigResponse {}))
     }
 
     async fn run_pod_sandbox(&self, request: Request<v1::RunPodSandboxRequest>) -> Answer<v1::RunPodSandboxResponse> {
@@ -104,7 +100,7 @@ impl RuntimeService for RuntimeApi {
         &self,
         request: Request<v1::PodSandboxStatusRequest>,
     ) -> Answer<v1::PodSandboxStatusResponse> {
-        reply(pods::status(&self.runtime, request.into_inner()))
+        reply(pods::status(&self.runtime, request.into_inner()).await)
     }
 
     async fn list_pod_sandbox(

@@ -8,48 +8,52 @@
 
 use std::fmt;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
 use podwright_base::PodId;
+use podwright_cni::{AddError, AnnotationError, ConfigError, DelError, Failures};
 use podwright_sys::netns::{self, EnterError};
 use rustix::io::Errno;
 
 use crate::bridge::{BridgeError, Ready};
+use crate::ipam::Addresses;
 use crate::leases::{Lease, LeaseError};
 use crate::link::{self, Veth};
 use crate::netlink::{Netlink, NetlinkError};
 use crate::port::HostPort;
 use crate::progress::{Progress, Unfinished};
 use crate::sysctl::{self, SysctlError};
-use crate::{Attachment, Inner, conntrack, subnet};
+use crate::{Attachment, Inner, conntrack, guest, subnet};
 
 /// The pod's end of the veth pair.
-const INTERFACE: &str = "eth0";
+pub(crate) const INTERFACE: &str = "eth0";
 
 /// Why a pod was not attached.
 #[derive(Debug, thiserror::Error)]
 pub enum AttachError {
-    /// A CNI configuration is present.
-    #[error(
-        "CNI networks are not supported by this version: remove {} to use the built-in network", file.display()
-    )]
-    Cni {
-        /// The configuration.
-        file: PathBuf,
+    /// There are CNI configurations, but none that can be used.
+    #[error(transparent)]
+    CniConfig(ConfigError),
+    /// An annotation of the pod asks for what cannot be.
+    #[error(transparent)]
+    Annotation(AnnotationError),
+    /// CNI plugins did not attach the pod.
+    #[error(transparent)]
+    Cni(Box<AddError>),
+    /// CNI plugins say that they did, but the pod has no address.
+    #[error("the plugins of CNI network {network} succeeded, but gave the pod's {INTERFACE} no address")]
+    NoAddress {
+        /// The network.
+        network: String,
     },
-    /// It cannot be told whether a CNI configuration is present.
-    #[error("look for a CNI configuration in {}", dir.display())]
-    CniDir {
-        /// The configured directory.
-        dir: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
+    /// What an earlier attempt left of a CNI network cannot be undone.
+    #[error("undo an earlier attachment of the pod: {0}")]
+    Earlier(Failures),
     /// A host port names an address of a family that the pod does not have.
-    #[error("host port {port}: the pod has no IPv6 address")]
+    #[error("host port {port}: the pod has no address of that family")]
     HostIpFamily {
         /// The port.
         port: HostPort,
@@ -80,7 +84,7 @@ pub enum AttachError {
         source: EnterError,
     },
     /// A setting inside the pod's namespace is not as the pod needs it.
-    #[error("prepare the kernel inside the pod's network namespace")]
+    #[error("prepare the kernel for the pod's network")]
     Setting(#[source] SysctlError),
     /// No socket in the pod's namespace.
     #[error("talk to the pod's network")]
@@ -118,6 +122,12 @@ pub enum UndoError {
     /// No socket.
     #[error("talk to the host's network")]
     Socket(#[source] NetlinkError),
+    /// CNI plugins did not detach the pod, or not wholly.
+    #[error(transparent)]
+    Cni(DelError),
+    /// A setting of the host is still as the pod's host ports needed it.
+    #[error("take back what host ports needed of the kernel")]
+    Setting(#[source] SysctlError),
     /// The host ports are still open.
     #[error("close the pod's host ports")]
     HostPorts(#[source] NetlinkError),
@@ -207,6 +217,7 @@ impl Attach<'_> {
 
         self.progress.enter("take addresses");
         let lease = self.take_lease()?;
+        let Some(ipv4) = lease.ipv4 else { return Err(AttachError::NoInterface) };
         let (mut inside, pod_has_ipv6) = self.enter(&netns)?;
         let ipv6 = ready.subnets.ipv6.and(lease.ipv6).filter(|_| pod_has_ipv6);
         let lease = Lease { ipv6, ..lease };
@@ -215,13 +226,13 @@ impl Attach<'_> {
             return Err(AttachError::HostIpFamily { port: *port });
         }
 
-        self.make_veth(&mut host, &mut inside, &netns, &ready, &lease)?;
+        self.make_veth(&mut host, &mut inside, &netns, &ready, ipv4)?;
         self.progress.enter("give the pod its addresses");
-        configure(&mut inside, &ready, &lease)?;
+        configure(&mut inside, &ready, (ipv4, ipv6))?;
         self.open_ports(&lease)?;
         Ok(Attachment {
-            ips: std::iter::once(lease.ipv4.into()).chain(lease.ipv6.map(IpAddr::V6)).collect(),
-            mac: subnet::mac_text(subnet::mac(lease.ipv4)),
+            ips: std::iter::once(ipv4.into()).chain(ipv6.map(IpAddr::V6)).collect(),
+            mac: subnet::mac_text(subnet::mac(ipv4)),
             interface: INTERFACE.to_owned(),
         })
     }
@@ -233,7 +244,7 @@ impl Attach<'_> {
         let _rules = inner.ruleset.hold();
         if let Some(lease) = inner.leases.get(self.pod).filter(|lease| lease.ports != self.ports) {
             let mut netfilter = Netlink::netfilter().map_err(AttachError::HostPorts)?;
-            inner.ruleset.remove(&mut netfilter, &lease).map_err(AttachError::HostPorts)?;
+            inner.ruleset.remove(&mut netfilter, &lease, false).map_err(AttachError::HostPorts)?;
         }
         inner.leases.take(self.pod, self.ports).map_err(AttachError::Lease)
     }
@@ -260,7 +271,7 @@ impl Attach<'_> {
         inside: &mut Netlink,
         netns: &OwnedFd,
         ready: &Ready,
-        lease: &Lease,
+        ipv4: Ipv4Addr,
     ) -> Result<(), AttachError> {
         self.progress.enter("make the veth pair");
         let name = veth_name(self.pod);
@@ -272,7 +283,7 @@ impl Attach<'_> {
                 bridge: ready.index,
                 mtu: ready.mtu,
                 peer_name: INTERFACE,
-                peer_mac: subnet::mac(lease.ipv4),
+                peer_mac: subnet::mac(ipv4),
                 peer_netns: netns.as_raw_fd().cast_unsigned(),
                 ipv6: ready.subnets.ipv6.is_some(),
             })
@@ -309,12 +320,12 @@ impl Attach<'_> {
 }
 
 /// Sets the pod's end up and gives it its addresses and default routes.
-fn configure(inside: &mut Netlink, ready: &Ready, lease: &Lease) -> Result<(), AttachError> {
+fn configure(inside: &mut Netlink, ready: &Ready, (ipv4, ipv6): Addresses) -> Result<(), AttachError> {
     let end = link::by_name(inside, INTERFACE).map_err(AttachError::Addresses)?.ok_or(AttachError::NoInterface)?;
     let subnets = &ready.subnets;
     let mut pairs =
-        vec![(IpNet::new_assert(lease.ipv4.into(), subnets.ipv4.prefix_len()), IpAddr::V4(subnets.gateway_ipv4()))];
-    if let (Some(address), Some(net), Some(gateway)) = (lease.ipv6, subnets.ipv6, subnets.gateway_ipv6()) {
+        vec![(IpNet::new_assert(ipv4.into(), subnets.ipv4.prefix_len()), IpAddr::V4(subnets.gateway_ipv4()))];
+    if let (Some(address), Some(net), Some(gateway)) = (ipv6, subnets.ipv6, subnets.gateway_ipv6()) {
         pairs.push((IpNet::new_assert(address.into(), net.prefix_len()), gateway.into()));
     }
     let addresses = pairs.iter().map(|(address, _)| link::new_address(end.index, *address));
@@ -332,8 +343,8 @@ pub(crate) fn detach(inner: &Inner, pod: &PodId, progress: &Progress) -> Vec<Und
     progress.enter("close the host ports");
     // Rules that are made anew meanwhile must not have the ports of a lease that is on its way out.
     let _rules = inner.ruleset.hold();
-    if let Some(lease) = inner.leases.get(pod).filter(|lease| !lease.ports.is_empty()) {
-        failures.extend(close_ports(inner, &lease).err());
+    if let Some(lease) = inner.leases.get(pod).filter(|lease| !lease.ports.is_empty() || lease.guest.is_some()) {
+        failures.extend(close_ports(inner, pod, &lease).err());
     }
     if failures.is_empty() {
         // Not before: the next pod with these addresses or ports would meet what is left of this one.
@@ -343,9 +354,13 @@ pub(crate) fn detach(inner: &Inner, pod: &PodId, progress: &Progress) -> Vec<Und
     failures
 }
 
-fn close_ports(inner: &Inner, lease: &Lease) -> Result<(), UndoError> {
+fn close_ports(inner: &Inner, pod: &PodId, lease: &Lease) -> Result<(), UndoError> {
+    // Before the guard goes that it needs.
+    guest::reset_device(inner, pod, lease).map_err(UndoError::Setting)?;
+    let device = lease.guest.as_ref().and_then(|guest| guest.device.as_deref());
+    let keep_device = device.is_some_and(|device| inner.leases.shares_device(pod, device));
     let mut netfilter = Netlink::netfilter().map_err(UndoError::Socket)?;
-    inner.ruleset.remove(&mut netfilter, lease).map_err(UndoError::HostPorts)?;
+    inner.ruleset.remove(&mut netfilter, lease, keep_device).map_err(UndoError::HostPorts)?;
     conntrack::forget(&mut netfilter, &lease.ports).map_err(UndoError::Connections)
 }
 

@@ -145,16 +145,20 @@ impl Bridge {
         progress.enter("look for the bridge");
         let link = self.look(netlink)?;
         let ready = match (known.as_ref(), &link) {
-            (Some(ready), Some(link)) if link.index == ready.index && link.up => *ready,
+            (Some(ready), Some(link)) if link.index == ready.index && link.up && !self.is_outdated(ready, leases) => {
+                *ready
+            }
             _ => self.make(netlink, link.as_ref(), leases, pins, progress)?,
         };
         progress.enter("look for the nf_tables rules");
         let failed = |source| BridgeError::Rules { name: self.settings.name.clone(), source };
         let mut netfilter = Netlink::netfilter().map_err(failed)?;
         // A daemon's first pod makes them new in any case: another version's rules may differ.
-        if known.is_none() || !ruleset.exists(&mut netfilter).map_err(failed)? {
+        if known.as_ref().map(|known| known.subnets) != Some(ready.subnets)
+            || !ruleset.exists(&mut netfilter).map_err(failed)?
+        {
             progress.enter("make the nf_tables rules");
-            ruleset.install(&mut netfilter, &ready.subnets, leases).map_err(failed)?;
+            ruleset.install(&mut netfilter, leases).map_err(failed)?;
         }
         *known = Some(ready);
         Ok(ready)
@@ -182,6 +186,14 @@ impl Bridge {
         let _lock = pins.lock().map_err(BridgeError::Lock)?;
         let host = Host::look(netlink, link.map(|link| link.index)).map_err(BridgeError::Networks)?;
         let subnets = self.choose(netlink, &host, leases)?;
+        let mut link = link;
+        if link.is_some() && !leases.has_own() && leases.subnets().is_some_and(|last| last != subnets) {
+            // Nobody uses it, and it has the addresses of the last subnets.
+            progress.enter("remove the bridge of the last subnet");
+            let name = self.settings.name.clone();
+            link::delete(netlink, &name).map_err(|source| BridgeError::Make { name, source })?;
+            link = None;
+        }
         leases.choose(subnets).map_err(BridgeError::Keep)?;
         let mtu = match self.settings.mtu {
             Some(mtu) => mtu,
@@ -211,9 +223,35 @@ impl Bridge {
         Ok(Ready { index, mtu, subnets })
     }
 
-    /// Takes the configured subnets, else those of the last time if they are still free, else free ones.
+    /// Whether the node's ranges have changed, and nobody has an address of the last.
+    fn is_outdated(&self, ready: &Ready, leases: &Leases) -> bool {
+        let (ipv4, ipv6) = self.node_subnets(leases);
+        let other = ipv4.is_some_and(|ipv4| ipv4 != ready.subnets.ipv4)
+            || ready.subnets.ipv6.is_some_and(|last| ipv6.is_some_and(|ipv6| ipv6 != last));
+        other && !leases.has_own()
+    }
+
+    /// The node's ranges, as far as no others are configured and they have room for a pod.
+    fn node_subnets(&self, leases: &Leases) -> (Option<Ipv4Net>, Option<Ipv6Net>) {
+        let (mut ipv4, mut ipv6) = (None, None);
+        for range in leases.ranges() {
+            match range {
+                IpNet::V4(range) if range.prefix_len() <= subnet::LONGEST_IPV4 => ipv4 = ipv4.or(Some(range)),
+                IpNet::V6(range) if range.prefix_len() <= subnet::LONGEST_IPV6 => ipv6 = ipv6.or(Some(range)),
+                _ => {}
+            }
+        }
+        (ipv4.filter(|_| self.settings.ipv4.is_none()), ipv6.filter(|_| self.settings.ipv6.is_none()))
+    }
+
+    /// Takes the configured subnets, else those of pods that run, else the node's ranges, else those of the last time if
+    /// they are still free, else free ones.
     fn choose(&self, netlink: &mut Netlink, host: &Host, leases: &Leases) -> Result<Subnets, BridgeError> {
         let taken: Vec<Ipv4Net> = host.networks.iter().map(|(network, _)| *network).collect();
+        let last = leases.subnets();
+        // Pods that run with an address of the subnet decide, whatever has been set up beside them since.
+        let held = last.filter(|last| leases.in_use(&last.ipv4));
+        let (node_ipv4, node_ipv6) = self.node_subnets(leases);
         let ipv4 = if let Some(subnet) = self.settings.ipv4 {
             if let Some(other) = subnet::conflict(&subnet, &taken) {
                 let device = host.device_of(netlink, &other).map_err(BridgeError::Networks)?;
@@ -221,16 +259,33 @@ impl Bridge {
             }
             subnet
         } else {
-            let last = leases.subnets().map(|subnets| subnets.ipv4);
-            // Pods that run with an address of the subnet decide, whatever has been set up beside them since.
-            last.filter(|last| leases.in_use(last) || !taken.iter().any(|other| subnet::overlap(last, other)))
+            let free = |last: &Ipv4Net| !taken.iter().any(|other| subnet::overlap(last, other));
+            let node = node_ipv4.filter(|range| match subnet::conflict(range, &taken) {
+                Some(other) => {
+                    tracing::warn!(%range, %other, "the node's pod addresses are not used: the host has a network there");
+                    false
+                }
+                None => true,
+            });
+            if let (Some(held), Some(range)) = (held, node.filter(|range| held.is_some_and(|held| held.ipv4 != *range)))
+            {
+                let subnet = held.ipv4;
+                tracing::info!(%range, %subnet, "the node's pod addresses are used once no pod has one of the subnet");
+            }
+            held.map(|held| held.ipv4)
+                .or(node)
+                .or_else(|| last.map(|last| last.ipv4).filter(free))
                 .or_else(|| subnet::first_free(&taken))
                 .ok_or(BridgeError::NoFreeSubnet)?
         };
         let name = &self.settings.name;
         let has_ipv6 = self.settings.enable_ipv6
             && sysctl::has_ipv6().map_err(|source| BridgeError::Setting { name: name.clone(), source })?;
-        let ipv6 = has_ipv6.then(|| self.settings.ipv6.unwrap_or_else(|| subnet::unique_local(name)));
+        let derived = match held {
+            Some(held) => held.ipv6,
+            None => node_ipv6,
+        };
+        let ipv6 = has_ipv6.then(|| self.settings.ipv6.or(derived).unwrap_or_else(|| subnet::unique_local(name)));
         Ok(Subnets { ipv4, ipv6 })
     }
 

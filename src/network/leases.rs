@@ -1,9 +1,13 @@
-//! Leases: which pod has which addresses and host ports. A file for each pod, and one for the network itself.
+//! Leases: which pod has which addresses and host ports. A file for each pod, and two for the network itself.
 //!
 //! ```text
 //! <root>/network/network.json      the chosen subnets, and where the search for the next address begins
+//! <root>/network/node.json         the node's ranges of pod addresses, as the kubelet told them last
 //! <root>/network/<pod id>.json     a pod's addresses and host ports
 //! ```
+//!
+//! Pods of CNI networks have leases too: their addresses are not from here, their host ports are, so that no two pods
+//! have the same.
 //!
 //! A lease is written before anything is made in the kernel, so a daemon killed at any point leaves nothing that its
 //! successor does not know of. Files are renamed into place, not synced: after a power loss no pod is left.
@@ -15,7 +19,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 use podwright_base::PodId;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -25,6 +29,7 @@ use crate::port::{Claim, HostPort};
 use crate::subnet::Subnets;
 
 const NETWORK_FILE: &str = "network.json";
+const NODE_FILE: &str = "node.json";
 const SUFFIX: &str = ".json";
 
 /// Why a lease was not read, taken or given back.
@@ -84,6 +89,12 @@ pub enum LeaseError {
         /// Who has it.
         pod: PodId,
     },
+    /// The pod has addresses of a CNI network.
+    #[error("pod {pod} has addresses of a CNI network: it must be detached first")]
+    OfCni {
+        /// The pod.
+        pod: PodId,
+    },
     /// No subnet has been chosen: the bridge was never made.
     #[error("no subnet has been chosen yet")]
     NoSubnet,
@@ -92,14 +103,28 @@ pub enum LeaseError {
 /// What a pod has.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Lease {
-    pub(crate) ipv4: Ipv4Addr,
+    /// Always there in the built-in network.
+    pub(crate) ipv4: Option<Ipv4Addr>,
     pub(crate) ipv6: Option<Ipv6Addr>,
     pub(crate) ports: Vec<HostPort>,
+    /// Only of pods of CNI networks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) guest: Option<Guest>,
+}
+
+/// What is known of a pod whose addresses are a CNI network's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Guest {
+    /// Whether a plugin opens the host ports.
+    pub(crate) plugin_opens_ports: bool,
+    /// The host's device towards the pod, if host ports of 127.0.0.1 needed a setting of it.
+    pub(crate) device: Option<String>,
 }
 
 impl Lease {
-    fn addresses(&self) -> Addresses {
-        (self.ipv4, self.ipv6)
+    /// The addresses that are the built-in network's.
+    fn addresses(&self) -> Option<Addresses> {
+        self.ipv4.filter(|_| self.guest.is_none()).map(|ipv4| (ipv4, self.ipv6))
     }
 }
 
@@ -122,6 +147,7 @@ struct Book {
     leases: HashMap<PodId, Lease>,
     claims: HashMap<Claim, PodId>,
     pool: Option<Pool>,
+    ranges: Vec<IpNet>,
 }
 
 impl Leases {
@@ -142,6 +168,7 @@ impl Leases {
         if let Some(choice) = read::<Choice>(&dir.join(NETWORK_FILE))? {
             book.set_subnets(choice.subnets, choice.next);
         }
+        book.ranges = read(&dir.join(NODE_FILE))?.unwrap_or_default();
         Ok(Self { dir, book: Mutex::new(book) })
     }
 
@@ -152,7 +179,26 @@ impl Leases {
 
     /// Whether a pod has an address of a subnet.
     pub(crate) fn in_use(&self, subnet: &Ipv4Net) -> bool {
-        self.book().leases.values().any(|lease| subnet.contains(&lease.ipv4))
+        let book = self.book();
+        book.leases.values().filter_map(Lease::addresses).any(|(ipv4, _)| subnet.contains(&ipv4))
+    }
+
+    /// Whether a pod has an address of the built-in network.
+    pub(crate) fn has_own(&self) -> bool {
+        self.book().leases.values().any(|lease| lease.guest.is_none())
+    }
+
+    /// The node's ranges of pod addresses; empty when nobody has told them.
+    pub(crate) fn ranges(&self) -> Vec<IpNet> {
+        self.book().ranges.clone()
+    }
+
+    /// Keeps the node's ranges of pod addresses, also over restarts.
+    pub(crate) fn set_ranges(&self, ranges: &[IpNet]) -> Result<(), LeaseError> {
+        let mut book = self.book();
+        self.write(&self.dir.join(NODE_FILE), &ranges)?;
+        book.ranges = ranges.to_vec();
+        Ok(())
     }
 
     /// Makes subnets those of which addresses are taken, now and after a restart.
@@ -173,10 +219,10 @@ impl Leases {
             return Ok(lease.clone());
         }
         let (addresses, new) = match &kept {
-            Some(lease) => (lease.addresses(), false),
+            Some(lease) => (lease.addresses().ok_or_else(|| LeaseError::OfCni { pod: pod.clone() })?, false),
             None => (book.take()?, true),
         };
-        let lease = Lease { ipv4: addresses.0, ipv6: addresses.1, ports: ports.to_vec() };
+        let lease = Lease { ipv4: Some(addresses.0), ipv6: addresses.1, ports: ports.to_vec(), guest: None };
         let written = self.write(&self.path(pod), &lease).and_then(|()| self.write_choice(&book));
         if let Err(error) = written {
             if new && let Some(pool) = &mut book.pool {
@@ -184,10 +230,23 @@ impl Leases {
             }
             return Err(error);
         }
-        book.claims.retain(|_, owner| owner != pod);
-        book.claims.extend(claims(ports).map(|claim| (claim, pod.clone())));
-        book.leases.insert(pod.clone(), lease.clone());
+        book.enter(pod, lease.clone());
         Ok(lease)
+    }
+
+    /// Keeps what a pod of a CNI network has; it may have a lease of a CNI network already.
+    pub(crate) fn admit(&self, pod: &PodId, lease: &Lease) -> Result<(), LeaseError> {
+        let mut book = self.book();
+        book.check_claims(pod, &lease.ports)?;
+        self.write(&self.path(pod), lease)?;
+        book.enter(pod, lease.clone());
+        Ok(())
+    }
+
+    /// Whether a pod other than this one needs the setting of a device.
+    pub(crate) fn shares_device(&self, pod: &PodId, device: &str) -> bool {
+        let of = |lease: &Lease| lease.guest.as_ref().is_some_and(|guest| guest.device.as_deref() == Some(device));
+        self.book().leases.iter().any(|(other, lease)| other != pod && of(lease))
     }
 
     /// A pod's lease.
@@ -209,8 +268,8 @@ impl Leases {
             for claim in claims(&lease.ports) {
                 book.claims.remove(&claim);
             }
-            if let Some(pool) = &mut book.pool {
-                pool.give_back(lease.addresses());
+            if let (Some(pool), Some(addresses)) = (&mut book.pool, lease.addresses()) {
+                pool.give_back(addresses);
             }
         }
         Ok(())
@@ -263,8 +322,14 @@ impl Leases {
 impl Book {
     fn set_subnets(&mut self, subnets: Subnets, next: u32) {
         let mut pool = Pool::new(subnets, next);
-        self.leases.values().for_each(|lease| pool.mark(lease.addresses()));
+        self.leases.values().filter_map(Lease::addresses).for_each(|addresses| pool.mark(addresses));
         self.pool = Some(pool);
+    }
+
+    fn enter(&mut self, pod: &PodId, lease: Lease) {
+        self.claims.retain(|_, owner| owner != pod);
+        self.claims.extend(claims(&lease.ports).map(|claim| (claim, pod.clone())));
+        self.leases.insert(pod.clone(), lease);
     }
 
     fn take(&mut self) -> Result<Addresses, LeaseError> {
@@ -354,7 +419,8 @@ mod tests {
 
         let leases = open(dir.path());
         assert_eq!(leases.get(&a), None);
-        assert_eq!(leases.take(&b, &[]).unwrap().ipv4.octets()[3], 3, "the search goes on where it ended");
+        let ipv4 = leases.take(&b, &[]).unwrap().ipv4;
+        assert_eq!(ipv4, Some(Ipv4Addr::new(10, 88, 0, 3)), "the search goes on where it ended");
         assert_eq!(leases.strays(&HashSet::new()).unwrap(), [b]);
     }
 
@@ -386,7 +452,30 @@ mod tests {
         assert!(leases.in_use(&"10.88.0.0/24".parse().unwrap()));
         assert_eq!(leases.take(&a, &[]).unwrap(), old);
         let new = leases.take(&b, &[]).unwrap();
-        assert_eq!((new.ipv4, new.ipv6 != old.ipv6), (Ipv4Addr::new(10, 99, 0, 3), true));
+        assert_eq!((new.ipv4, new.ipv6 != old.ipv6), (Some(Ipv4Addr::new(10, 99, 0, 3)), true));
+    }
+
+    #[test]
+    fn pods_of_cni_networks_share_host_ports_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let (a, b) = (PodId::random(), PodId::random());
+        let leases = open(dir.path());
+        let guest = Some(Guest { plugin_opens_ports: false, device: Some("cni0".to_owned()) });
+        let of_a = Lease { ipv4: Some(Ipv4Addr::new(10, 88, 0, 2)), ipv6: None, ports: vec![tcp(80, 80)], guest };
+        leases.admit(&a, &of_a).unwrap();
+        assert!(matches!(leases.take(&a, &[]), Err(LeaseError::OfCni { pod }) if pod == a));
+        assert!(leases.shares_device(&b, "cni0") && !leases.shares_device(&a, "cni0"));
+        let ranges: Vec<IpNet> = vec!["10.1.0.0/24".parse().unwrap()];
+        leases.set_ranges(&ranges).unwrap();
+
+        let leases = open(dir.path());
+        leases.choose(subnets("10.88.0.0/24")).unwrap();
+        assert!(!leases.in_use(&"10.88.0.0/24".parse().unwrap()));
+        assert!(matches!(leases.take(&b, &[tcp(80, 1)]), Err(LeaseError::PortTaken { pod, .. }) if pod == a));
+        assert_eq!(leases.take(&b, &[]).unwrap().ipv4, of_a.ipv4, "other networks' addresses are not its own");
+        leases.give_back(&a).unwrap();
+        assert_eq!((leases.ranges(), leases.get(&a)), (ranges, None));
+        assert_eq!(leases.strays(&HashSet::new()).unwrap(), [b], "the node's file is no pod's");
     }
 
     #[test]

@@ -1,17 +1,18 @@
-//! Pod networks: namespace pins and the built-in bridge.
+//! Pod networks: namespace pins, networks of CNI plugins, and the built-in bridge.
 //!
-//! [`Network`] is the face. Without a CNI configuration its pods are on a bridge of its own: a veth pair each, IPv4
-//! and IPv6 addresses from leases on disk, masquerade and host ports by an nf_tables table of its own. All of it is
-//! made with the first pod, carries the daemon's instance in its names, and is found again by name after a crash.
+//! [`Network`] is the face. With a CNI configuration its pods are attached by plugins (`podwright-cni`). Without one
+//! they are on a bridge of its own: a veth pair each, IPv4 and IPv6 addresses from leases on disk, masquerade and host
+//! ports by an nf_tables table of its own. All of it is made with the first pod, carries the daemon's instance in its
+//! names, and is found again by name after a crash. A pod is detached from what it was attached to, whatever is
+//! configured by then; host ports that no plugin opens are the built-in table's.
 //!
-//! Layers, each using those below: `attach`, `sweep` (the steps) · `bridge`, `ruleset`, `leases` (what they work on) ·
-//! `link`, `nft`, `conntrack` (messages) · `netlink` (exchanges). `subnet` and `ipam` are pure. CNI goes beside
-//! `bridge`, behind the same face.
+//! Layers, each using those below: `attach`, `guest`, `sweep` (the steps) · `readiness`, `bridge`, `ruleset`, `leases`
+//! (what they work on) · `link`, `nft`, `conntrack` (messages) · `netlink` (exchanges). `subnet` and `ipam` are pure.
 
 mod attach;
 mod bridge;
-mod cni;
 mod conntrack;
+mod guest;
 mod ipam;
 mod leases;
 mod link;
@@ -20,20 +21,23 @@ mod nft;
 mod pin;
 mod port;
 mod progress;
+mod readiness;
 pub mod resolver;
 mod ruleset;
 mod subnet;
 mod sweep;
 mod sysctl;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use ipnet::IpNet;
 use podwright_base::{Layout, PodId, config};
+use podwright_cni::Cni;
 use tokio::sync::OwnedMutexGuard;
 use tokio::time::timeout;
 
@@ -43,15 +47,20 @@ pub use crate::leases::LeaseError;
 pub use crate::netlink::NetlinkError;
 pub use crate::port::{HostPort, Protocol};
 pub use crate::progress::Unfinished;
+pub use crate::readiness::Status;
 pub use crate::sweep::{SweepError, Swept};
 pub use crate::sysctl::SysctlError;
+pub use podwright_cni::{AddFailure, AddResult, CheckError, GenerateError, RecordError};
 pub use podwright_sys::netns::{EnterError, PinError};
 
 use crate::attach::{Attach, detach};
 use crate::bridge::{Bridge, Settings};
+use crate::guest::Join;
 use crate::leases::Leases;
 use crate::pin::Pins;
 use crate::progress::Progress;
+use crate::readiness::Readiness;
+use crate::resolver::Dns;
 use crate::ruleset::Ruleset;
 
 /// How long an operation on one pod may take: the kernel does each step in microseconds, unless it is stuck.
@@ -88,23 +97,48 @@ pub enum OpenError {
     Cancelled,
 }
 
-/// Whether pods can be attached (CRI `NetworkReady`).
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Status {
-    /// Whether they can.
-    pub ready: bool,
-    /// One word, for programs; empty when ready.
-    pub reason: String,
-    /// What is the matter and what to do, for people; empty when ready.
-    pub message: String,
+/// Why the node's ranges of pod addresses were not taken over.
+#[derive(Debug, thiserror::Error)]
+pub enum RangeError {
+    /// They cannot be read.
+    #[error("pod_cidr {text:?}: it takes address ranges such as 10.244.1.0/24, separated by commas")]
+    Malformed {
+        /// As told.
+        text: String,
+    },
+    /// They cannot be kept.
+    #[error("keep the node's pod addresses")]
+    Keep(#[source] LeaseError),
+    /// The CNI configuration that they are for cannot be written.
+    #[error("write the CNI configuration of the node's pod addresses")]
+    Generate(#[source] GenerateError),
+}
+
+/// What is asked for a pod.
+#[derive(Debug, Clone, Copy)]
+pub struct PodRequest<'a> {
+    /// Host ports.
+    pub ports: &'a [HostPort],
+    /// CRI `metadata.namespace`.
+    pub namespace: &'a str,
+    /// CRI `metadata.name`.
+    pub name: &'a str,
+    /// CRI `metadata.uid`.
+    pub uid: &'a str,
+    /// CRI `annotations`.
+    pub annotations: &'a BTreeMap<String, String>,
+    /// CRI `dns_config`.
+    pub dns: Option<Dns<'a>>,
+    /// CRI `linux.cgroup_parent`; may be empty.
+    pub cgroup: &'a str,
 }
 
 /// What a pod has of the network.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Attachment {
-    /// The pod's addresses, IPv4 first.
+    /// The pod's addresses, an IPv4 address first when there is one.
     pub ips: Vec<IpAddr>,
-    /// The hardware address of the pod's interface.
+    /// The hardware address of the pod's interface; empty when CNI plugins do not tell it.
     pub mac: String,
     /// The pod's interface.
     pub interface: String,
@@ -116,7 +150,10 @@ pub struct Network(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    cni_conf_dir: PathBuf,
+    cni: Cni,
+    cni_template: Option<PathBuf>,
+    collects: bool,
+    readiness: Readiness,
     /// What the aliases of our devices begin with.
     alias: String,
     pins: Pins,
@@ -146,7 +183,15 @@ impl Network {
             })?
             .map_err(OpenError::Leases)?;
         Ok(Self(Arc::new(Inner {
-            cni_conf_dir: config.cni_conf_dir.clone(),
+            cni: Cni::new(podwright_cni::Settings {
+                conf_dir: config.cni_conf_dir.clone(),
+                bin_dirs: config.cni_bin_dirs.clone(),
+                records: layout.cni_attachments(),
+                plugin_limit: Duration::from_secs(config.cni_plugin_timeout_seconds),
+            }),
+            cni_template: config.cni_conf_template.clone(),
+            collects: config.cni_gc,
+            readiness: Readiness::default(),
             alias: instance.map_or_else(|| "podwright ".to_owned(), |instance| format!("podwright-{instance} ")),
             pins: Pins::new(layout.clone()),
             bridge: Bridge::new(settings),
@@ -156,16 +201,33 @@ impl Network {
         })))
     }
 
-    /// Tells whether pods can be attached (CRI `NetworkReady`).
-    pub fn status(&self) -> Status {
-        let not_ready = |reason: &str, message| Status { ready: false, reason: reason.to_owned(), message };
-        match self.check_cni() {
-            Ok(()) => Status { ready: true, reason: String::new(), message: String::new() },
-            Err(AttachError::CniDir { dir, source }) => {
-                not_ready("CNIConfigUnreadable", format!("{}: {source}", dir.display()))
-            }
-            Err(error) => not_ready("CNINotSupported", error.to_string()),
+    /// Tells whether pods can be attached (CRI `NetworkReady`); CNI plugins' answers may be some seconds old.
+    pub async fn status(&self) -> Status {
+        self.0.readiness.of(&self.0.cni).await
+    }
+
+    /// Takes the node's ranges of pod addresses over (CRI `UpdateRuntimeConfig`): for the configured CNI template, for
+    /// CNI plugins that ask for them, and for the built-in network where no other subnet is configured. They are kept
+    /// over restarts.
+    ///
+    /// # Errors
+    /// When they are none, cannot be kept, or the template cannot be used.
+    pub async fn set_pod_cidr(&self, text: &str) -> Result<(), RangeError> {
+        let malformed = |_| RangeError::Malformed { text: text.to_owned() };
+        let ranges: Vec<IpNet> = text
+            .split(',')
+            .map(|range| range.trim().parse::<IpNet>().map(|range| range.trunc()))
+            .collect::<Result<_, _>>()
+            .map_err(malformed)?;
+        if self.0.leases.ranges() != ranges {
+            self.0.leases.set_ranges(&ranges).map_err(RangeError::Keep)?;
+            tracing::info!(pod_cidr = text, "the node has other pod addresses");
         }
+        let Some(template) = &self.0.cni_template else { return Ok(()) };
+        if let Some(file) = self.0.cni.generate(template, &ranges).map_err(RangeError::Generate)? {
+            tracing::info!(file = %file.display(), "the CNI configuration is written");
+        }
+        Ok(())
     }
 
     /// Gives a pod's network namespace its name under `/run/netns`, by which it outlives its processes. Idempotent.
@@ -184,68 +246,118 @@ impl Network {
         self.0.pins.unpin(pod)
     }
 
-    /// Attaches a pod's pinned network namespace to the bridge and opens its host ports. Undoes itself on failure; a
-    /// pod that is attached keeps its addresses and connections.
+    /// Attaches a pod's pinned network namespace to the CNI network, or without one to the bridge, and opens its host
+    /// ports. Undoes itself on failure; a pod that is attached to the bridge keeps its addresses and connections.
     ///
     /// # Errors
-    /// The step that failed; within 30 seconds in any case.
-    pub async fn attach(&self, pod: &PodId, netns: &Path, ports: &[HostPort]) -> Result<Attachment, AttachError> {
-        self.check_cni()?;
-        let (owned, netns, ports) = (pod.clone(), netns.to_owned(), ports.to_vec());
-        self.run(pod, move |inner, progress| {
+    /// The step that failed; within 30 seconds, or for CNI within twice what a plugin may take, and as long for undoing.
+    pub async fn attach(&self, pod: &PodId, netns: &Path, request: &PodRequest<'_>) -> Result<Attachment, AttachError> {
+        let unfinished = |source| AttachError::Unfinished { pod: pod.clone(), source };
+        let network = self.0.cni.network().map_err(AttachError::CniConfig)?;
+        let turn = self.turn(pod).await.map_err(unfinished)?;
+        if let Some(network) = network {
+            let ranges = self.0.leases.ranges();
+            return Join { inner: &self.0, network: &network, pod, netns, request, ranges: &ranges }.run(turn).await;
+        }
+        self.0.cni.del(pod.as_str()).await.map_err(AttachError::Earlier)?;
+        let (owned, netns, ports) = (pod.clone(), netns.to_owned(), request.ports.to_vec());
+        self.run(turn, move |inner, progress| {
             Attach { inner, pod: &owned, netns: &netns, ports: &ports, progress }.run()
         })
         .await
-        .map_err(|source| AttachError::Unfinished { pod: pod.clone(), source })?
+        .map_err(unfinished)?
     }
 
-    /// Undoes all of a pod's network but the pin. Idempotent; works when the namespace is gone.
+    /// Undoes all of a pod's network but the pin, by what it was attached with. Idempotent; works when the namespace or
+    /// the configuration is gone.
     ///
     /// # Errors
-    /// All that could not be undone, after everything was tried; within 30 seconds in any case.
+    /// All that could not be undone, after everything was tried; within 30 seconds, and what each CNI plugin may take.
     pub async fn detach(&self, pod: &PodId) -> Result<(), DetachError> {
+        let failed = |failures| DetachError { pod: pod.clone(), failures };
+        let turn = self.turn(pod).await.map_err(|error| failed(vec![UndoError::Unfinished(error)]))?;
+        let mut failures = Vec::new();
+        if let Err(error) = self.0.cni.del(pod.as_str()).await {
+            failures.extend(error.0.into_iter().map(UndoError::Cni));
+        }
         let owned = pod.clone();
-        let outcome = self.run(pod, move |inner, progress| detach(inner, &owned, progress)).await;
-        let failures = outcome.unwrap_or_else(|error| vec![UndoError::Unfinished(error)]);
-        if failures.is_empty() { Ok(()) } else { Err(DetachError { pod: pod.clone(), failures }) }
+        let outcome = self.run(turn, move |inner, progress| detach(inner, &owned, progress)).await;
+        failures.extend(outcome.unwrap_or_else(|error| vec![UndoError::Unfinished(error)]));
+        if failures.is_empty() { Ok(()) } else { Err(failed(failures)) }
     }
 
-    /// Removes what an earlier daemon left of pods that are not live: leases, veth pairs, host ports and pins. For the
-    /// daemon's start, before anything is attached.
+    /// What CNI plugins made for a pod; `None` for pods of the bridge.
+    ///
+    /// # Errors
+    /// When the record of it cannot be read.
+    pub fn plugins_result(&self, pod: &PodId) -> Result<Option<AddResult>, RecordError> {
+        self.0.cni.result(pod.as_str())
+    }
+
+    /// Asks CNI plugins whether what they made for a pod is still there (CHECK).
+    ///
+    /// # Errors
+    /// The plugin that says no, in its own words, or that the pod is not attached to a CNI network.
+    pub async fn check(&self, pod: &PodId) -> Result<(), CheckError> {
+        self.0.cni.check(pod.as_str()).await
+    }
+
+    /// Removes what an earlier daemon left of pods that are not live: attachments to CNI networks, leases, veth pairs,
+    /// host ports and pins. For the daemon's start, before anything is attached.
     pub async fn sweep(&self, live: &HashSet<PodId>) -> Swept {
+        let mut errors = Vec::new();
+        // First: plugins may want the pins, which go with the rest.
+        let network = self.0.cni.network().unwrap_or_else(|error| {
+            errors.push(SweepError::CniConfig(error));
+            None
+        });
+        let containers = live.iter().map(PodId::to_string).collect();
+        let guests = self.0.cni.sweep(&containers, network.as_ref().filter(|_| self.0.collects)).await;
+        errors.extend(guests.failures.0.into_iter().map(SweepError::Cni));
         let (inner, live, progress) = (Arc::clone(&self.0), live.clone(), Progress::new());
         let seen = progress.clone();
         let work = move || sweep::sweep(&inner, &live, &progress);
-        match bounded(SWEEP_LIMIT, &seen, work).await {
-            Ok(swept) => swept,
-            Err(error) => Swept { errors: vec![SweepError::Unfinished(error)], ..Swept::default() },
+        let mut swept = bounded(SWEEP_LIMIT, &seen, work)
+            .await
+            .unwrap_or_else(|error| Swept { errors: vec![SweepError::Unfinished(error)], ..Swept::default() });
+        swept.attachments = guests.detached;
+        swept.errors.splice(0..0, errors);
+        swept
+    }
+
+    /// Has CNI plugins remove what belongs to no pod, unless pods are being attached or detached right now.
+    pub async fn collect(&self) -> Vec<SweepError> {
+        if !self.0.collects {
+            return Vec::new();
+        }
+        match self.0.cni.network() {
+            Ok(Some(network)) => {
+                let errors = self.0.cni.gc(&network).await.unwrap_or_default();
+                errors.into_iter().map(SweepError::Cni).collect()
+            }
+            Ok(None) => Vec::new(),
+            Err(error) => vec![SweepError::CniConfig(error)],
         }
     }
 
-    fn check_cni(&self) -> Result<(), AttachError> {
-        let dir = &self.0.cni_conf_dir;
-        match cni::configuration(dir) {
-            Ok(None) => Ok(()),
-            Ok(Some(file)) => Err(AttachError::Cni { file }),
-            Err(source) => Err(AttachError::CniDir { dir: dir.clone(), source }),
-        }
+    /// Waits until no other operation on the pod is under way.
+    async fn turn(&self, pod: &PodId) -> Result<OwnedMutexGuard<()>, Unfinished> {
+        let begun = Instant::now();
+        let turn = timeout(OPERATION_LIMIT, self.0.turn(pod)).await;
+        turn.map_err(|_| Unfinished::Busy { waited: begun.elapsed() })
     }
 
-    /// Does blocking work on a pod, after any that is still under way.
+    /// Does blocking work on a pod, whose turn it is.
     async fn run<T: Send + 'static>(
         &self,
-        pod: &PodId,
+        turn: OwnedMutexGuard<()>,
         work: impl FnOnce(&Inner, &Progress) -> T + Send + 'static,
     ) -> Result<T, Unfinished> {
-        let begun = Instant::now();
-        let guard = timeout(OPERATION_LIMIT, self.0.turn(pod))
-            .await
-            .map_err(|_| Unfinished::Busy { waited: begun.elapsed() })?;
         let (inner, progress) = (Arc::clone(&self.0), Progress::new());
         let seen = progress.clone();
         let work = move || {
             // With the work, not with the wait for it: the next operation must see this one's end.
-            let _guard = guard;
+            let _turn = turn;
             work(&inner, &progress)
         };
         bounded(OPERATION_LIMIT, &seen, work).await

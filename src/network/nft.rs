@@ -51,6 +51,7 @@ const NFTA_SET_KEY_LENGTH: u16 = 5;
 const NFTA_SET_DATA_TYPE: u16 = 6;
 const NFTA_SET_DATA_LENGTH: u16 = 7;
 const NFTA_SET_ID: u16 = 10;
+const NFTA_SET_USERDATA: u16 = 13;
 const NFTA_ELEMENTS_TABLE: u16 = 1;
 const NFTA_ELEMENTS_SET: u16 = 2;
 const NFTA_ELEMENTS_LIST: u16 = 3;
@@ -61,7 +62,6 @@ const NFTA_ELEMENT_USERDATA: u16 = 6;
 const NFTA_META_DESTINATION: u16 = 1;
 const NFTA_META_KEY: u16 = 2;
 const META_INPUT_NAME: u32 = 6;
-const META_OUTPUT_NAME: u32 = 7;
 const META_FAMILY: u32 = 15;
 const META_PROTOCOL: u32 = 16;
 const NFTA_COMPARE_SOURCE: u16 = 1;
@@ -120,6 +120,11 @@ pub(crate) const REGISTER: u32 = 8;
 
 const NFT_SET_MAP: u32 = 8;
 const UDATA_COMMENT: u8 = 0;
+/// In a set's user data: that keys are in the host's byte order, 4 bytes.
+const UDATA_KEY_ORDER_HOST: [u8; 6] = {
+    let [a, b, c, d] = 1_u32.to_ne_bytes();
+    [0, 4, a, b, c, d]
+};
 
 /// A type of a set's keys or a map's data, for those who list the table; the kernel knows lengths only.
 #[derive(Debug, Clone, Copy)]
@@ -128,6 +133,7 @@ pub(crate) enum Type {
     Ipv6Address,
     Protocol,
     Port,
+    Device,
 }
 
 impl Type {
@@ -137,12 +143,13 @@ impl Type {
             Self::Ipv6Address => 8,
             Self::Protocol => 12,
             Self::Port => 13,
+            Self::Device => 41,
         }
     }
 
     fn length(self) -> u32 {
         match self {
-            Self::Ipv6Address => 16,
+            Self::Ipv6Address | Self::Device => 16,
             // Every part of a key fills whole registers.
             _ => 4,
         }
@@ -216,6 +223,10 @@ pub(crate) fn new_set(table: &str, name: &str, id: u32, key: &[Type], data: Opti
         .be32(NFTA_SET_KEY_LENGTH, key_length);
     if let Some((data_type, data_length)) = data.map(concatenation) {
         attributes = attributes.be32(NFTA_SET_DATA_TYPE, data_type).be32(NFTA_SET_DATA_LENGTH, data_length);
+    }
+    if matches!(key, [Type::Device]) {
+        // The kernel does not care; nft would list names backwards.
+        attributes = attributes.bytes(NFTA_SET_USERDATA, &UDATA_KEY_ORDER_HOST);
     }
     message(NEWSET, ACK | CREATE, &attributes.be32(NFTA_SET_ID, id))
 }
@@ -310,9 +321,9 @@ impl Rule {
         self.meta(META_INPUT_NAME, REGISTER).compare(equal, &device(name))
     }
 
-    /// Only packets that leave by a device.
-    pub(crate) fn output_device(self, name: &str) -> Self {
-        self.meta(META_OUTPUT_NAME, REGISTER).compare(true, &device(name))
+    /// Only packets that come in by one of a set's devices.
+    pub(crate) fn input_device_in(self, set: &str) -> Self {
+        self.meta(META_INPUT_NAME, REGISTER).in_set(set)
     }
 
     /// Only packets whose header at an offset has, or has not, a prefix.
@@ -426,7 +437,7 @@ impl Rule {
 }
 
 /// A device's name as its register has it: 16 bytes.
-fn device(name: &str) -> [u8; 16] {
+pub(crate) fn device(name: &str) -> [u8; 16] {
     let mut bytes = [0; 16];
     for (to, from) in bytes.iter_mut().zip(name.bytes()) {
         *to = from;

@@ -5,7 +5,9 @@
 //!   map  host_ports_v4     protocol . port           : pod address . port     any address of the host
 //!   map  host_ip_ports_v4  address . protocol . port : pod address . port     one address of the host
 //!   set  pod_ports_v4      pod address . protocol . port                      where host ports lead
+//!   set  guests_v4         pod address                                        pods of CNI networks
 //!   set  loopback_ports    address . protocol . port                          those of 127.0.0.0/8, IPv4 only
+//!   set  guest_devices     device                                             by which such a port leads to a guest
 //!   chain guard            raw prerouting: nobody but the host itself reaches 127.0.0.0/8
 //!   chain prerouting, output: to an address of the host → host_ports
 //!   chain host_ports       destination by map
@@ -33,6 +35,8 @@ use crate::subnet::Subnets;
 
 /// Host ports of the host's loopback addresses.
 const LOOPBACK_PORTS: &str = "loopback_ports";
+/// Devices that may not bring packets to the host's loopback addresses although they route them.
+const GUEST_DEVICES: &str = "guest_devices";
 /// How many elements go in one transaction: each is confirmed, and a socket's buffer holds about 270 confirmations.
 const ELEMENTS_AT_ONCE: usize = 100;
 /// Before connection tracking looks at a packet.
@@ -56,6 +60,7 @@ struct Family {
     host_ports: &'static str,
     host_ip_ports: &'static str,
     pod_ports: &'static str,
+    guests: &'static str,
 }
 
 static IPV4: Family = Family {
@@ -69,6 +74,7 @@ static IPV4: Family = Family {
     host_ports: "host_ports_v4",
     host_ip_ports: "host_ip_ports_v4",
     pod_ports: "pod_ports_v4",
+    guests: "guests_v4",
 };
 
 static IPV6: Family = Family {
@@ -85,6 +91,7 @@ static IPV6: Family = Family {
     host_ports: "host_ports_v6",
     host_ip_ports: "host_ip_ports_v6",
     pod_ports: "pod_ports_v6",
+    guests: "guests_v6",
 };
 
 /// The table of one daemon.
@@ -118,12 +125,7 @@ impl Ruleset {
     }
 
     /// Makes the table anew from the leases, replacing one that is there without a moment in between.
-    pub(crate) fn install(
-        &self,
-        netlink: &mut Netlink,
-        subnets: &Subnets,
-        leases: &Leases,
-    ) -> Result<(), NetlinkError> {
+    pub(crate) fn install(&self, netlink: &mut Netlink, leases: &Leases) -> Result<(), NetlinkError> {
         let _held = self.hold();
         let table = self.table.as_str();
         // Made first, so that there is one to delete.
@@ -132,7 +134,7 @@ impl Ruleset {
         messages.extend(self.chains());
         messages.extend(self.guard_rules());
         messages.extend(self.host_port_rules());
-        messages.extend(self.source_rules(subnets));
+        messages.extend(self.source_rules(leases.subnets()));
         netlink.request(transaction(messages))?;
         let elements: Vec<Message> = leases.all().iter().flat_map(|(pod, lease)| self.additions(pod, lease)).collect();
         elements.chunks(ELEMENTS_AT_ONCE).try_for_each(|chunk| netlink.request(transaction(chunk.to_vec())))
@@ -140,12 +142,14 @@ impl Ruleset {
 
     /// Adds a pod's host ports.
     pub(crate) fn add(&self, netlink: &mut Netlink, pod: &PodId, lease: &Lease) -> Result<(), NetlinkError> {
-        netlink.request(transaction(self.additions(pod, lease)))
+        let additions = self.additions(pod, lease);
+        if additions.is_empty() { Ok(()) } else { netlink.request(transaction(additions)) }
     }
 
-    /// Removes a pod's host ports; those that are not there are fine.
-    pub(crate) fn remove(&self, netlink: &mut Netlink, lease: &Lease) -> Result<(), NetlinkError> {
+    /// Removes a pod's host ports; those that are not there are fine. A device that another pod needs stays.
+    pub(crate) fn remove(&self, netlink: &mut Netlink, lease: &Lease, keep_device: bool) -> Result<(), NetlinkError> {
         let mut elements = elements(lease);
+        elements.retain(|element| !(keep_device && element.set == GUEST_DEVICES));
         while !elements.is_empty() {
             let deletions = elements.iter().map(|element| nft::delete_element(&self.table, element));
             match netlink.request(transaction(deletions)) {
@@ -168,13 +172,14 @@ impl Ruleset {
 
     fn sets(&self) -> Vec<Message> {
         let addressed_ipv4 = vec![Type::Ipv4Address, Type::Protocol, Type::Port];
-        let mut sets = vec![(LOOPBACK_PORTS, addressed_ipv4, None)];
+        let mut sets = vec![(LOOPBACK_PORTS, addressed_ipv4, None), (GUEST_DEVICES, vec![Type::Device], None)];
         for family in [&IPV4, &IPV6] {
             let target = [family.address, Type::Port];
             let addressed = [family.address, Type::Protocol, Type::Port];
             sets.push((family.host_ports, vec![Type::Protocol, Type::Port], Some(target)));
             sets.push((family.host_ip_ports, addressed.to_vec(), Some(target)));
             sets.push((family.pod_ports, addressed.to_vec(), None));
+            sets.push((family.guests, vec![family.address], None));
         }
         (1..)
             .zip(sets)
@@ -193,16 +198,17 @@ impl Ruleset {
         ]
     }
 
-    /// `route_localnet` on the bridge, which host ports at 127.0.0.1 need, must not let pods reach what listens there
-    /// on the host; and a host port of 127.0.0.1 must not be open to neighbours who send that address over the wire.
+    /// `route_localnet` on the bridge, or on a guest's device, which host ports at 127.0.0.1 need, must not let pods
+    /// reach what listens there on the host; and a host port of 127.0.0.1 must not be open to neighbours who send that address over the wire.
     /// Both are decided before connection tracking, which turns answers back to 127.0.0.1 only afterwards.
-    fn guard_rules(&self) -> [Message; 2] {
+    fn guard_rules(&self) -> [Message; 3] {
         let (address, mask) = IPV4.loopback;
         let to_loopback =
             || Rule::new().family(IPV4.number).prefix(IPV4.destination, true, address, mask).input_device(false, "lo");
         let from_pods = to_loopback().input_device(true, &self.bridge).drop();
+        let from_guests = to_loopback().input_device_in(GUEST_DEVICES).drop();
         let to_host_port = IPV4.addressed_key(to_loopback()).in_set(LOOPBACK_PORTS).drop();
-        [from_pods, to_host_port].map(|rule| rule.append(&self.table, "guard"))
+        [from_pods, from_guests, to_host_port].map(|rule| rule.append(&self.table, "guard"))
     }
 
     fn host_port_rules(&self) -> Vec<Message> {
@@ -228,11 +234,17 @@ impl Ruleset {
         rules
     }
 
-    fn source_rules(&self, subnets: &Subnets) -> Vec<Message> {
-        let ipv4 = (octets(subnets.ipv4.network().into()), octets(subnets.ipv4.netmask().into()));
-        let ipv6 = subnets.ipv6.map(|net| (octets(net.network().into()), octets(net.netmask().into())));
+    /// A node whose pods are all of CNI networks has no subnets.
+    fn source_rules(&self, subnets: Option<Subnets>) -> Vec<Message> {
+        let ipv4 = subnets.map(|Subnets { ipv4, .. }| (octets(ipv4.network().into()), octets(ipv4.netmask().into())));
+        let ipv6 = subnets.and_then(|subnets| subnets.ipv6);
+        let ipv6 = ipv6.map(|net| (octets(net.network().into()), octets(net.netmask().into())));
         let mut rules = Vec::new();
-        for (family, subnet) in [(&IPV4, Some(ipv4)), (&IPV6, ipv6)] {
+        for (family, subnet) in [(&IPV4, ipv4), (&IPV6, ipv6)] {
+            // As for the built-in network's pods below; whether two guests are neighbours only their plugins know.
+            let from_guests = Rule::new().family(family.number).destination_was_changed();
+            let from_guests = from_guests.network_header(family.source, family.length, REGISTER).in_set(family.guests);
+            rules.push(family.addressed_key(from_guests).in_set(family.pod_ports).masquerade());
             let Some((address, mask)) = subnet else { continue };
             let from_pods = || Rule::new().family(family.number).prefix(family.source, true, &address, &mask);
             let (multicast, multicast_mask) = family.multicast;
@@ -251,8 +263,8 @@ impl Ruleset {
         }
         // The pod's answer would go to its own loopback device.
         let (loopback, mask) = IPV4.loopback;
-        let from_loopback = Rule::new().family(IPV4.number).output_device(&self.bridge);
-        rules.push(from_loopback.prefix(IPV4.source, true, loopback, mask).masquerade());
+        let from_loopback = Rule::new().family(IPV4.number).prefix(IPV4.source, true, loopback, mask);
+        rules.push(IPV4.addressed_key(from_loopback).in_set(IPV4.pod_ports).masquerade());
         rules.into_iter().map(|rule| rule.append(&self.table, "postrouting")).collect()
     }
 }
@@ -268,12 +280,21 @@ impl Family {
     }
 }
 
-/// The elements of a pod's host ports.
+/// The elements of a pod: its host ports, and what makes it a guest.
 fn elements(lease: &Lease) -> Vec<Element> {
     let mut elements: Vec<Element> = Vec::new();
+    if let Some(guest) = &lease.guest {
+        if guest.plugin_opens_ports {
+            return elements;
+        }
+        let addresses = lease.ipv4.map(IpAddr::V4).into_iter().chain(lease.ipv6.map(IpAddr::V6));
+        elements.extend(addresses.map(|ip| Element { set: Family::of(ip).guests, key: octets(ip), data: None }));
+        let key = |device: &String| nft::device(device).to_vec();
+        elements.extend(guest.device.iter().map(|device| Element { set: GUEST_DEVICES, key: key(device), data: None }));
+    }
     for port in &lease.ports {
         let claims = port.claims().filter_map(|claim| {
-            let pod = if claim.1.is_ipv4() { Some(IpAddr::V4(lease.ipv4)) } else { lease.ipv6.map(IpAddr::V6) };
+            let pod = if claim.1.is_ipv4() { lease.ipv4.map(IpAddr::V4) } else { lease.ipv6.map(IpAddr::V6) };
             pod.map(|pod| (claim, pod))
         });
         for ((protocol, address, host_port), pod) in claims {
@@ -316,7 +337,7 @@ mod tests {
     use crate::port::HostPort;
 
     fn lease(ports: Vec<HostPort>) -> Lease {
-        Lease { ipv4: "10.88.0.2".parse().unwrap(), ipv6: Some("fd00::2".parse().unwrap()), ports }
+        Lease { ipv4: "10.88.0.2".parse().ok(), ipv6: "fd00::2".parse().ok(), ports, guest: None }
     }
 
     #[test]

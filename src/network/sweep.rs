@@ -4,11 +4,12 @@ use std::collections::HashSet;
 use std::io;
 
 use podwright_base::PodId;
+use podwright_cni::{ConfigError, DelError};
 use podwright_sys::netns::PinError;
 
 use crate::Inner;
 use crate::attach::{DetachError, detach, veth_name};
-use crate::leases::LeaseError;
+use crate::leases::{Lease, LeaseError};
 use crate::link;
 use crate::netlink::{Netlink, NetlinkError};
 use crate::progress::{Progress, Unfinished};
@@ -22,6 +23,8 @@ pub struct Swept {
     pub links: Vec<String>,
     /// Pods whose leases, and host ports with them, are gone now.
     pub leases: Vec<PodId>,
+    /// Ids of pods that CNI plugins have detached now.
+    pub attachments: Vec<String>,
     /// What is still there.
     pub errors: Vec<SweepError>,
 }
@@ -29,6 +32,12 @@ pub struct Swept {
 /// Something that a sweep could not remove.
 #[derive(Debug, thiserror::Error)]
 pub enum SweepError {
+    /// CNI plugins have not removed what belongs to no pod.
+    #[error(transparent)]
+    Cni(DelError),
+    /// The CNI network whose plugins should do so cannot be used.
+    #[error(transparent)]
+    CniConfig(ConfigError),
     /// The pins cannot be listed.
     #[error("list the network namespace pins")]
     ListPins(#[source] io::Error),
@@ -123,10 +132,13 @@ fn stray_links(inner: &Inner, live: &HashSet<PodId>, host: &mut Netlink) -> Resu
 
 /// Makes the rules anew from the leases that are left, if there are pods or rules; somebody may have flushed them.
 fn renew_rules(inner: &Inner) -> Result<(), NetlinkError> {
-    let Some(subnets) = inner.leases.subnets() else { return Ok(()) };
     let mut netfilter = Netlink::netfilter()?;
-    if !inner.leases.all().is_empty() || inner.ruleset.exists(&mut netfilter)? {
-        inner.ruleset.install(&mut netfilter, &subnets, &inner.leases)?;
+    let needed = |lease: &Lease| match &lease.guest {
+        None => true,
+        Some(guest) => !guest.plugin_opens_ports && !lease.ports.is_empty(),
+    };
+    if inner.leases.all().iter().any(|(_, lease)| needed(lease)) || inner.ruleset.exists(&mut netfilter)? {
+        inner.ruleset.install(&mut netfilter, &inner.leases)?;
     }
     Ok(())
 }

@@ -9,6 +9,7 @@ mod lab;
 mod bad;
 mod clean;
 mod cli;
+mod cni;
 mod content;
 mod crictl;
 mod images;

@@ -71,7 +71,7 @@ pub(crate) async fn set_up(node: &Node, record: &PodRecord, enter: impl Fn(&'sta
                 .await
                 .map_err(|source| Error::step("pin the network namespace", source))?;
             let ports = host_ports(&record.config.port_mappings)?;
-            let attached = node.network.attach(&record.id, &pin, &ports).await;
+            let attached = node.network.attach(&record.id, &pin, &network_request(&record.config, &ports)).await;
             Some(attached.map_err(unattached)?)
         }
         (true, None) => {
@@ -129,9 +129,23 @@ fn request<'a>(record: &'a PodRecord, cgroup: &'a CgroupPath) -> PodRequest<'a> 
     }
 }
 
-/// A host port that cannot be had is the request's matter.
+fn network_request<'a>(config: &'a PodConfig, ports: &'a [HostPort]) -> podwright_network::PodRequest<'a> {
+    let dns = config.dns.as_ref();
+    podwright_network::PodRequest {
+        ports,
+        namespace: &config.metadata.namespace,
+        name: &config.metadata.name,
+        uid: &config.metadata.uid,
+        annotations: &config.annotations,
+        dns: dns.map(|dns| (&dns.servers[..], &dns.searches[..], &dns.options[..])),
+        cgroup: &config.linux.cgroup_parent,
+    }
+}
+
+/// A host port that cannot be had, or an annotation that makes no sense, is the request's matter.
 fn unattached(error: AttachError) -> Error {
     match error {
+        AttachError::Annotation(_) => Error::invalid("config.annotations", chain(&error)),
         AttachError::HostIpFamily { .. } | AttachError::Lease(LeaseError::PortTaken { .. }) => {
             Error::invalid("config.port_mappings", chain(&error))
         }

@@ -45,13 +45,14 @@ pub(crate) fn containers(pod: &PodView) -> Vec<v1::ContainerStatus> {
 
 /// Makes the details of a verbose status. Network tools look for the namespace's path where an OCI specification of
 /// the sandbox would have it; `image` is empty, for there is no pause image.
-pub(crate) fn details(pod: &PodView) -> Value {
+pub(crate) fn details(pod: &PodView, network: Option<Value>) -> Value {
     let namespaces: Vec<Value> = pod.netns.iter().map(|path| json!({ "type": "network", "path": path })).collect();
     json!({
         "pid": pod.shim_pid.unwrap_or(0),
         "image": "",
         "reason": pod.reason,
         "cgroup": pod.cgroup,
+        "network": network,
         "runtimeSpec": { "linux": { "namespaces": namespaces } },
     })
 }
@@ -123,7 +124,7 @@ mod tests {
 
     #[test]
     fn network_tools_find_the_namespace() {
-        let details = details(&fixtures::pod());
+        let details = details(&fixtures::pod(), None);
         assert_eq!(details["pid"], 4242);
         assert_eq!(details["runtimeSpec"]["linux"]["namespaces"][0]["path"], "/run/netns/podwright-x");
     }

@@ -5,7 +5,7 @@
 //! the last has undone what it did, so an attachment outlives daemons, configurations and reboots, and is always undone
 //! by what made it.
 //!
-//! Layers, each using those below: `attach`, `upkeep` (the operations) · `directory`, `record` (files) · `plugin` (one
+//! Layers, each using those below: `attach`, `upkeep`, `generate` (the operations) · `directory`, `record` (files) · `plugin` (one
 //! execution) · `config`, `result`, `capability`, `template`, `version` (pure).
 //!
 //! Nothing here knows of pods, Kubernetes or the daemon; every wait for a plugin is bounded.
@@ -14,6 +14,7 @@ mod attach;
 mod capability;
 mod config;
 mod directory;
+mod generate;
 mod plugin;
 mod record;
 mod result;
@@ -33,6 +34,7 @@ pub use crate::attach::{AddError, AddFailure, CheckError, DelError, Failures, Re
 pub use crate::capability::{AnnotationError, POD_ANNOTATIONS, PORT_MAPPINGS, PortMapping, Wishes};
 pub use crate::config::{NetworkConfig, Problem};
 pub use crate::directory::{ConfigError, Rejected};
+pub use crate::generate::GenerateError;
 pub use crate::plugin::{Failure, Operation, PluginError, Told, Words};
 pub use crate::record::{Key, RecordError};
 pub use crate::result::{AddResult, Dns, Interface, Ip, Route};

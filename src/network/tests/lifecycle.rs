@@ -4,13 +4,13 @@
 
 mod lab;
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::error::Error;
 use std::fs;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
 
-use lab::{HOST, Lab, Netns, Pod, attach, pins, port, remove};
+use lab::{HOST, Lab, Netns, Pod, attach, pins, port, remove, request};
 use podwright_base::config;
 use podwright_network::Protocol::Tcp;
 use podwright_network::{AttachError, BridgeError, LeaseError, Network};
@@ -29,7 +29,7 @@ fn chain(error: &dyn Error) -> String {
 fn nothing_is_made_before_the_first_pod() {
     Lab::test(|lab| async move {
         let network = lab.open().await;
-        assert!(network.status().ready);
+        assert!(network.status().await.ready);
         let swept = network.sweep(&HashSet::new()).await;
         assert!(swept.errors.is_empty(), "{swept:?}");
         network.detach(&Pod::fresh().id).await.unwrap();
@@ -250,9 +250,15 @@ fn a_failed_attachment_leaves_nothing() {
         network.unpin(&pod.id).unwrap();
         lab.assert_no_pods();
 
-        let missing = network.attach(&pod.id, std::path::Path::new("/run/netns/none"), &[]).await.unwrap_err();
+        let missing = network
+            .attach(&pod.id, std::path::Path::new("/run/netns/none"), &request(&[], &BTreeMap::new()))
+            .await
+            .unwrap_err();
         assert!(matches!(missing, AttachError::Netns { .. }), "{missing:?}");
-        let no_netns = network.attach(&pod.id, std::path::Path::new("/dev/null"), &[]).await.unwrap_err();
+        let no_netns = network
+            .attach(&pod.id, std::path::Path::new("/dev/null"), &request(&[], &BTreeMap::new()))
+            .await
+            .unwrap_err();
         assert!(matches!(no_netns, AttachError::Enter { .. }), "{no_netns:?}");
         lab.assert_no_pods();
     });
@@ -277,13 +283,13 @@ fn a_cni_configuration_is_not_passed_over() {
         let dir = lab.dir.path().join("cni");
         fs::create_dir(&dir).unwrap();
         fs::write(dir.join("10-pods.conflist"), "{}").unwrap();
-        let status = network.status();
-        assert_eq!((status.ready, status.reason.as_str()), (false, "CNINotSupported"));
-        assert!(status.message.contains("10-pods.conflist"), "{}", status.message);
+        let status = network.status().await;
+        assert_eq!((status.ready, status.reason.as_str()), (false, "NetworkPluginNotReady"));
+        assert!(status.message.contains("10-pods.conflist: name is missing"), "{}", status.message);
         let pod = Pod::fresh();
         let pin = network.pin(&pod.id, pod.netns.fd().as_fd()).unwrap();
-        let error = network.attach(&pod.id, &pin, &[]).await.unwrap_err();
-        assert!(matches!(error, AttachError::Cni { .. }), "{error:?}");
+        let error = network.attach(&pod.id, &pin, &request(&[], &BTreeMap::new())).await.unwrap_err();
+        assert!(matches!(error, AttachError::CniConfig(_)), "{error:?}");
         network.unpin(&pod.id).unwrap();
         assert_eq!(lab.host.links(), ["lo", "up0"]);
     });
@@ -298,7 +304,10 @@ fn many_pods_come_and_go_at_once() {
         for (pod, number) in pods.iter().zip(1..) {
             let pin = network.pin(&pod.id, pod.netns.fd().as_fd()).unwrap();
             let (network, id) = (network.clone(), pod.id.clone());
-            tasks.spawn(async move { network.attach(&id, &pin, &[port(Tcp, None, 8000 + number, 80)]).await.unwrap() });
+            tasks.spawn(async move {
+                let ports = [port(Tcp, None, 8000 + number, 80)];
+                network.attach(&id, &pin, &request(&ports, &BTreeMap::new())).await.unwrap()
+            });
         }
         let addresses: HashSet<IpAddr> = tasks.join_all().await.into_iter().map(|attached| attached.ips[0]).collect();
         assert_eq!(addresses.len(), pods.len());

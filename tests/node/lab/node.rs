@@ -45,6 +45,11 @@ pub(crate) struct Setup {
     pub(crate) root_size: Option<u64>,
     /// Goes into the configuration file; `{dir}` stands for the node's directory.
     pub(crate) config: &'static str,
+    /// Goes into its table of the network likewise.
+    pub(crate) network: &'static str,
+    /// Gives the daemon a network namespace of its own for a host, for plugins that leave things in theirs. No registry is
+    /// reached from there. A daemon that is started again has a new one, as after a reboot.
+    pub(crate) own_network: bool,
 }
 
 /// A daemon with directories, a bridge and names of its own. Whoever starts one ends it with [`Node::finish`].
@@ -53,6 +58,7 @@ pub(crate) struct Node {
     layout: Layout,
     bridge: String,
     tmpfs: bool,
+    own_network: bool,
     daemon: Mutex<Option<Child>>,
     channel: Channel,
     /// The CRI's runtime service.
@@ -98,6 +104,7 @@ impl Node {
             layout,
             bridge,
             tmpfs: setup.root_size.is_some(),
+            own_network: setup.own_network,
             daemon: Mutex::new(None),
             channel: channel.clone(),
             runtime: RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(MESSAGE_LIMIT),
@@ -106,7 +113,7 @@ impl Node {
         let registry = std::env::var("PODWRIGHT_TEST_REGISTRY")
             .expect("PODWRIGHT_TEST_REGISTRY holds what `hack/registry start DIR` prints; hack/test sets it");
         node.map_host(REGISTRY, &format!("http://{registry}"));
-        node.write_config(setup.config);
+        node.write_config(setup.network, setup.config);
         node.launch().await;
         node
     }
@@ -178,7 +185,7 @@ impl Node {
     /// Starts the daemon anew with more of `[registry]` in its configuration and with these variables.
     pub(crate) async fn restart_with(&self, registry: &str, environment: &[(&str, &str)]) {
         self.kill().await;
-        self.write_config(registry);
+        self.write_config("", registry);
         self.launch_in(environment).await;
     }
 
@@ -207,12 +214,13 @@ impl Node {
         assert!(left.is_empty(), "left behind:\n{}", left.join("\n"));
     }
 
-    fn write_config(&self, more: &str) {
+    fn write_config(&self, network: &str, more: &str) {
         let dir = self.dir.path().display();
         let mut text = String::new();
         let _ = writeln!(text, "root = {:?}\nstate = {:?}", self.layout.root(), self.layout.state());
         let _ = writeln!(text, "[log]\nlevel = \"debug,h2=info,hyper=info,tower=info\"");
         let _ = writeln!(text, "[network]\ncni_conf_dir = \"{dir}/cni\"\nbridge = \"{}\"", self.bridge);
+        let _ = writeln!(text, "{}", network.replace("{dir}", &dir.to_string()));
         let more = more.replace("{dir}", &dir.to_string());
         let _ = writeln!(text, "[registry]\nconfig_path = \"{dir}/registries.d\"\nattempts = 2\n{more}");
         fs::write(self.config(), text).expect("the configuration is written");
@@ -236,7 +244,12 @@ impl Node {
         let _ = fs::remove_file(&notify);
         let ready = UnixDatagram::bind(&notify).expect("a notification socket");
         let log = fs::File::options().create(true).append(true).open(self.daemon_log()).expect("the daemon's log file");
-        let mut daemon = Command::new(program())
+        let mut command = Command::new(program());
+        if self.own_network {
+            command = Command::new("unshare");
+            command.args(["--net", "sh", "-c", "ip link set lo up && exec \"$0\" \"$@\""]).arg(program());
+        }
+        let mut daemon = command
             .arg("serve")
             .arg("--config")
             .arg(self.config())

@@ -10,6 +10,7 @@
 #![allow(clippy::unwrap_used, reason = "a laboratory that cannot be set up fails its test")]
 #![allow(dead_code, unreachable_pub, reason = "each test file uses a part of the laboratory, and none is a library")]
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -20,7 +21,7 @@ use std::time::Duration;
 
 use nix::sched::{CloneFlags, unshare};
 use podwright_base::{Layout, PodId, config};
-use podwright_network::{AttachError, Attachment, HostPort, Network, Protocol};
+use podwright_network::{AttachError, Attachment, HostPort, Network, PodRequest, Protocol};
 use podwright_sys::netns;
 use tempfile::TempDir;
 
@@ -168,7 +169,7 @@ impl Lab {
             unshare(CloneFlags::CLONE_NEWNET).unwrap();
             let lab = Self::new();
             let layout = lab.layout("d");
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(work(lab));
             assert_eq!(pins(&layout), Vec::<String>::new(), "a test leaves no pins");
         });
@@ -261,7 +262,12 @@ impl Drop for Lab {
 /// Pins and attaches a pod.
 pub async fn attach(network: &Network, pod: &Pod, ports: &[HostPort]) -> Result<Attachment, AttachError> {
     let pin = network.pin(&pod.id, pod.netns.fd().as_fd()).unwrap();
-    network.attach(&pod.id, &pin, ports).await
+    network.attach(&pod.id, &pin, &request(ports, &BTreeMap::new())).await
+}
+
+/// What a pod asks for that has nothing but host ports and annotations.
+pub fn request<'a>(ports: &'a [HostPort], annotations: &'a BTreeMap<String, String>) -> PodRequest<'a> {
+    PodRequest { ports, namespace: "default", name: "web-0", uid: "uid-0", annotations, dns: None, cgroup: "" }
 }
 
 /// Detaches and unpins a pod.
