@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde_json::json;
 use tokio::sync::watch;
 
-use super::image::{Layer, Tar, TestImage};
+use super::image::{Layer, Tar, TestImage, zstd};
 use super::registry::{Fault, Node, Registry};
 use crate::platform::Host;
 use crate::progress::{LayerState, PullProgress};
@@ -41,6 +41,23 @@ async fn an_image_of_all_compressions_arrives() {
         assert_eq!(node.images.find(found).unwrap().id, pulled.id, "{found}");
     }
     assert!(node.images.find(&image.id().hex()[..11]).is_none());
+}
+
+#[tokio::test]
+async fn chunked_zstd_is_zstd() {
+    let (registry, node) = (Registry::start().await, Node::new());
+    // One frame for each chunk; what is for readers that seek stands in frames that others skip, at the end.
+    let tar = Tar::default().file("one", "1").file("two", "2").end();
+    let (first, second) = tar.split_at(1024);
+    let skipped = |text: &[u8]| {
+        let length = u32::try_from(text.len()).unwrap();
+        [&0x184D_2A50_u32.to_le_bytes(), &length.to_le_bytes(), text].concat()
+    };
+    let blob = [zstd(first), zstd(second), skipped(b"the table of contents"), skipped(b"GNUlInUx")].concat();
+    let diff_id = podwright_base::Digest::of(&tar);
+    let layer = Layer { blob, diff_id, media_type: "application/vnd.oci.image.layer.v1.tar+zstd" };
+    let pulled = node.pull(&registry.push("x", "v", &TestImage::new(vec![layer]))).await.unwrap();
+    assert_eq!((node.read(&pulled, "one"), node.read(&pulled, "two")), ("1".to_owned(), "2".to_owned()));
 }
 
 #[tokio::test]
