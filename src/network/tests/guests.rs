@@ -102,7 +102,6 @@ fn host_ports_that_no_plugin_opens_are_built_in() {
         assert_ne!(peer.netns.talk(&format!("{HOST}:8080"), &listener), of_peer.ips[0]);
         web.netns.talk(&format!("{HOST}:8080"), &listener);
         web.netns.talk("10.77.0.1:8080", &listener);
-        // What listens on the host's loopback is not for pods.
         assert_eq!(lab.host.read_sysctl(&format!("ipv4/conf/{BRIDGE}/route_localnet")), "1");
         let devices = lab.host.nft(&format!("list set inet {} guest_devices", lab.table()));
         assert!(devices.contains(BRIDGE), "{devices}");
@@ -111,6 +110,38 @@ fn host_ports_that_no_plugin_opens_are_built_in() {
         assert!(lab.world.is_refused(&format!("{HOST}:8080")));
         assert_eq!(lab.host.read_sysctl(&format!("ipv4/conf/{BRIDGE}/route_localnet")), "0");
         remove(&network, &peer).await;
+        assert_no_guests(&lab);
+    });
+}
+
+#[test]
+fn what_listens_on_the_hosts_loopback_is_not_for_guests() {
+    Lab::test(|lab| async move {
+        configure(&lab, "1.0.0", &[]);
+        let network = lab.open_with(&config(&lab)).await;
+        let pod = Pod::fresh();
+        attach(&network, &pod, &[port(Tcp, None, 8080, 80)]).await.unwrap();
+        // A pod that may do so sends 127.0.0.1 over the wire.
+        pod.netns.ip("route delete local 127.0.0.0/8 dev lo table local");
+        pod.netns.ip("route delete local 127.0.0.1 dev lo table local");
+        pod.netns.ip("route add 127.0.0.0/8 via 10.77.0.1");
+        pod.netns.sysctl("ipv4/conf/eth0/route_localnet", "1");
+        let (secret, open) = (lab.host.udp("127.0.0.1:7000"), lab.host.udp("10.77.0.1:7001"));
+        let sender = pod.netns.udp("10.77.0.2:0");
+        let send_both = || {
+            sender.send_to(b"for the host", "127.0.0.1:7000").unwrap();
+            // What is sent later arrives later.
+            sender.send_to(b"for all", "10.77.0.1:7001").unwrap();
+            open.recv(&mut [0; 16]).unwrap();
+        };
+        secret.set_nonblocking(true).unwrap();
+        send_both();
+        assert_eq!(secret.recv(&mut [0; 16]).unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+        // It is the guard that keeps it away.
+        lab.host.nft(&format!("flush chain inet {} guard", lab.table()));
+        send_both();
+        assert_eq!(secret.recv(&mut [0; 16]).unwrap(), b"for the host".len());
+        remove(&network, &pod).await;
         assert_no_guests(&lab);
     });
 }
