@@ -155,6 +155,12 @@ async fn a_daemon_that_dies_amid_an_attachment_leaves_no_address_taken() {
     assert_eq!(given(&node, "test"), 2);
     node.crash().await;
     assert_eq!(given(&node, "test"), 0, "the next daemon has undone it before it serves");
+    let own = format!("{}\0", node.dir().join("bin").display());
+    let left = fs::read_dir("/proc").expect("processes").flatten().filter(|process| {
+        let environment = fs::read(process.path().join("environ")).unwrap_or_default();
+        String::from_utf8_lossy(&environment).contains(&own)
+    });
+    assert_eq!(left.count(), 0, "the plugin has not outlived its daemon");
     node.finish().await;
 }
 

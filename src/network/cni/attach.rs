@@ -10,7 +10,7 @@ use crate::config::{NetworkConfig, Plugin};
 use crate::plugin::{Failure, Operation, PluginError, Words};
 use crate::record::{Key, Record, RecordError};
 use crate::result::AddResult;
-use crate::{Cni, request, runtime_config};
+use crate::{Cni, orphan, request, runtime_config};
 
 /// The error code that says that there is nothing to undo.
 const CODE_UNKNOWN_CONTAINER: u32 = 3;
@@ -242,6 +242,11 @@ impl Cni {
 
     async fn del_record(&self, record: &Record) -> Failures {
         let mut failures = Failures::default();
+        if record.result.is_none() && !record.netns.as_os_str().is_empty() {
+            let (container, netns) = (record.container.clone(), record.netns.clone());
+            // It waits for processes to die; a panic of it is a defect that the detachment need not suffer from.
+            drop(tokio::task::spawn_blocking(move || orphan::end(&container, &netns)).await);
+        }
         for plugin in record.plugins().iter().rev() {
             let previous = record.result.as_ref().filter(|_| record.version.has_result_on_del());
             // Each has its own time: one that hangs must not take the others' chance.

@@ -5,8 +5,8 @@
 //! the last has undone what it did, so an attachment outlives daemons, configurations and reboots, and is always undone
 //! by what made it.
 //!
-//! Layers, each using those below: `attach`, `upkeep`, `generate` (the operations) · `directory`, `record` (files) · `plugin` (one
-//! execution) · `config`, `result`, `capability`, `template`, `version` (pure).
+//! Layers, each using those below: `attach`, `upkeep`, `generate` (the operations) · `directory`, `record` (files) · `plugin`, `orphan`
+//! (executions) · `config`, `result`, `capability`, `template`, `version` (pure).
 //!
 //! Nothing here knows of pods, Kubernetes or the daemon; every wait for a plugin is bounded.
 
@@ -15,6 +15,7 @@ mod capability;
 mod config;
 mod directory;
 mod generate;
+mod orphan;
 mod plugin;
 mod record;
 mod result;

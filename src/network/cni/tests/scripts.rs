@@ -183,6 +183,23 @@ async fn a_wait_that_is_given_up_kills_the_plugin_and_leaves_the_record() {
 }
 
 #[tokio::test]
+async fn a_plugin_that_outlived_its_daemon_is_killed_before_the_pod_is_detached() {
+    let lab = Lab::new();
+    let seconds = format!("{}.5", std::process::id());
+    // Not killed with the wait: it is of a process group of its own, as if the daemon had had no time.
+    lab.plugin("stray", &format!("[ $CNI_COMMAND = DEL ] && exit 0; setsid sleep {seconds} & sleep {seconds}"));
+    lab.configure(&chain("1.0.0", &["stray"]));
+    let sleeping = format!("sleep {seconds}");
+    tokio::select! {
+        result = lab.add("pod1") => panic!("{result:?}"),
+        () = async { while processes(&sleeping) < 2 { tokio::task::yield_now().await } } => {}
+    }
+    assert!(processes(&sleeping) >= 1, "one is left");
+    lab.open().del("pod1").await.unwrap();
+    assert_eq!(processes(&sleeping), 0);
+}
+
+#[tokio::test]
 async fn what_a_plugin_leaves_running_holds_nobody_up() {
     let lab = Lab::new();
     let log = lab.path("log/pid").display().to_string();
