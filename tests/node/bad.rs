@@ -69,7 +69,7 @@ async fn a_blob_that_is_not_what_its_digest_says_is_dropped() {
     let reference = format!("liar.test/forged/manifest@{wanted}");
     let status = node.pull(&reference).await.expect_err("a forged manifest");
     assert!(status.message().contains(&wanted), "{}", status.message());
-    nothing_pulled(&node, &other).await;
+    nothing_pulled(&node, &honest).await;
     node.finish().await;
 }
 
@@ -79,7 +79,7 @@ async fn nothing_pulled(node: &Node, image: &Image) {
         let digits = diff_id.trim_start_matches("sha256:");
         assert!(!node.layout().layers().join(digits).exists(), "the layer was published");
     }
-    // What had come of another layer may stay, for the next pull; of this one nothing.
+    // What had come of another layer may stay, for the next pull; of the forged one, the last, nothing.
     let part = format!("{}.part", image.layers.last().expect("a layer").trim_start_matches("sha256:"));
     let ingest: Vec<_> = std::fs::read_dir(node.layout().content().join("ingest"))
         .expect("the directory of blobs in progress")
