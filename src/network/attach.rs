@@ -13,7 +13,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
-use podwright_base::PodId;
+use podwright_base::{PodId, chain};
 use podwright_cni::{AddError, AnnotationError, ConfigError, DelError, Failures};
 use podwright_sys::netns::{self, EnterError};
 use rustix::io::Errno;
@@ -164,12 +164,7 @@ impl fmt::Display for DetachError {
         write!(f, "detach pod {} from the network", self.pod)?;
         // Several causes: `source` has room for one, so they are told here, each with its own chain.
         for (separator, failure) in std::iter::once(": ").chain(std::iter::repeat("; ")).zip(&self.failures) {
-            write!(f, "{separator}{failure}")?;
-            let mut cause = std::error::Error::source(failure);
-            while let Some(error) = cause {
-                write!(f, ": {error}")?;
-                cause = error.source();
-            }
+            write!(f, "{separator}{}", chain(failure))?;
         }
         Ok(())
     }

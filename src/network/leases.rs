@@ -302,15 +302,10 @@ impl Leases {
         self.write(&self.dir.join(NETWORK_FILE), &Choice { subnets: pool.subnets(), next: pool.next() })
     }
 
-    /// Writes a file beside its place and renames it.
+    /// Replaces a file whole.
     fn write<T: Serialize>(&self, path: &Path, data: &T) -> Result<(), LeaseError> {
         let bytes = serde_json::to_vec(data).map_err(|source| LeaseError::Encode { path: path.to_owned(), source })?;
-        let temporary = path.with_extension("new");
-        fs::write(&temporary, bytes).and_then(|()| fs::rename(&temporary, path)).map_err(|source| {
-            // The error that matters is the first; a leftover is removed by the sweep.
-            let _ = fs::remove_file(&temporary);
-            LeaseError::Write { path: path.to_owned(), source }
-        })
+        podwright_base::replace(path, &bytes).map_err(|source| LeaseError::Write { path: path.to_owned(), source })
     }
 
     fn book(&self) -> MutexGuard<'_, Book> {

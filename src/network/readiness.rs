@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use podwright_base::chain;
 use podwright_cni::{Cni, NetworkConfig};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
@@ -67,14 +68,4 @@ impl Readiness {
         *last = Some((Instant::now(), network, status.clone()));
         status
     }
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }

@@ -83,12 +83,7 @@ pub enum ReadError {
 pub fn write<T: Serialize>(path: &Path, data: &T) -> Result<(), WriteError> {
     let bytes = serde_json::to_vec(&Outgoing { version: VERSION, data })
         .map_err(|source| WriteError::Encode { path: path.to_owned(), source })?;
-    let temporary = path.with_extension("json.new");
-    fs::write(&temporary, bytes).and_then(|()| fs::rename(&temporary, path)).map_err(|source| {
-        // The error that matters is the first; a leftover is overwritten by the next write.
-        let _ = fs::remove_file(&temporary);
-        WriteError::Io { path: path.to_owned(), source }
-    })
+    podwright_base::replace(path, &bytes).map_err(|source| WriteError::Io { path: path.to_owned(), source })
 }
 
 /// Reads a record, `None` when there is none.

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::path::Path;
 
+use podwright_base::chain;
 use serde_json::{Map, Value};
 use tokio::time::{Instant, timeout_at};
 
@@ -102,13 +103,7 @@ pub struct Failures(pub Vec<DelError>);
 impl fmt::Display for Failures {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, failure) in self.0.iter().enumerate() {
-            f.write_str(if index == 0 { "" } else { "; " })?;
-            write!(f, "{failure}")?;
-            let mut cause = std::error::Error::source(failure);
-            while let Some(error) = cause {
-                write!(f, ": {error}")?;
-                cause = error.source();
-            }
+            write!(f, "{}{}", if index == 0 { "" } else { "; " }, chain(failure))?;
         }
         Ok(())
     }

@@ -72,18 +72,11 @@ impl Cni {
         if fs::read(&file).is_ok_and(|present| present == text.as_bytes()) {
             return Ok(None);
         }
-        // An ending that no runtime looks for, until it is whole.
-        let temporary = file.with_extension("new");
-        let written = fs::create_dir_all(dir)
-            .and_then(|()| fs::write(&temporary, text))
-            .and_then(|()| fs::rename(&temporary, &file));
+        // Until it is whole it has an ending that no runtime looks for.
+        let written = fs::create_dir_all(dir).and_then(|()| podwright_base::replace(&file, text.as_bytes()));
         match written {
             Ok(()) => Ok(Some(file)),
-            Err(source) => {
-                // The error that matters is the first; the next attempt writes the same file.
-                let _ = fs::remove_file(&temporary);
-                Err(GenerateError::Write { path: file, source })
-            }
+            Err(source) => Err(GenerateError::Write { path: file, source }),
         }
     }
 }

@@ -182,12 +182,7 @@ impl Records {
         let path = record.key().path(&self.0);
         let bytes = serde_json::to_vec(record).map_err(|source| RecordError::Encode { path: path.clone(), source })?;
         fs::create_dir_all(&self.0).map_err(|source| RecordError::Directory { path: self.0.clone(), source })?;
-        let temporary = path.with_extension("new");
-        fs::write(&temporary, bytes).and_then(|()| fs::rename(&temporary, &path)).map_err(|source| {
-            // The error that matters is the first; the next attempt writes the same file.
-            let _ = fs::remove_file(&temporary);
-            RecordError::Write { path, source }
-        })
+        podwright_base::replace(&path, &bytes).map_err(|source| RecordError::Write { path, source })
     }
 
     pub(crate) fn remove(&self, key: &Key) -> Result<(), RecordError> {

@@ -5,25 +5,14 @@
 mod lab;
 
 use std::collections::{BTreeMap, HashSet};
-use std::error::Error;
 use std::fs;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
 
 use lab::{HOST, Lab, Netns, Pod, attach, pins, port, remove, request};
-use podwright_base::config;
+use podwright_base::{chain, config};
 use podwright_network::Protocol::Tcp;
 use podwright_network::{AttachError, BridgeError, LeaseError, Network};
-
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
-}
 
 #[test]
 fn nothing_is_made_before_the_first_pod() {

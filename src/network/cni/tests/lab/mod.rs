@@ -1,14 +1,19 @@
 //! A laboratory: directories of configurations, plugins and records, and plugins that are shell scripts of the tests.
 
 #![allow(clippy::unwrap_used, reason = "a laboratory that cannot be set up fails its test")]
-#![allow(dead_code, unreachable_pub, reason = "each test file uses a part of the laboratory, and none is a library")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    unused_imports,
+    reason = "each test file uses a part of the laboratory, and none is a library"
+)]
 
-use std::error::Error;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub use podwright_base::chain as told;
 use podwright_cni::{AddError, AddResult, Cni, NetworkConfig, Request, Settings};
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
@@ -130,14 +135,4 @@ pub fn network(cni: &Cni) -> NetworkConfig {
 pub fn request<'a>(container: &'a str, netns: &'a Path, capabilities: Map<String, Value>) -> Request<'a> {
     const ARGS: &[(&str, &str)] = &[("IgnoreUnknown", "1"), ("K8S_POD_NAME", "web-0")];
     Request { container, interface: "eth0", netns, args: ARGS, capabilities }
-}
-
-pub fn told(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }
