@@ -207,7 +207,7 @@ fn unpack(store: &Store, mut feed: Feed, wanted: &Wanted) -> Result<Arc<Staged>,
     let (part, given_up) = feed.into_part();
     match &staged {
         Ok(staged) if store.keeps_layer_blobs() => staged.keep(blob.clone(), store.content().part(blob)),
-        Err(_) if given_up => {}
+        Err(_) if given_up && !part.is_empty() => {}
         _ => part.remove(),
     }
     staged

@@ -73,6 +73,12 @@ impl Part {
         self.resumed
     }
 
+    /// Tells whether nothing has come: then it is no use to whoever pulls next.
+    pub(crate) fn is_empty(&self) -> bool {
+        let length = self.file.as_ref().map(|(file, _)| file.metadata().map(|metadata| metadata.len()));
+        !matches!(length, Some(Ok(1..)))
+    }
+
     /// Removes it: its blob is unpacked, or it is not what it should be.
     pub(crate) fn remove(&self) {
         let Some((_, place)) = &self.file else { return };

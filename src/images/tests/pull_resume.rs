@@ -104,6 +104,19 @@ async fn what_is_wrong_leaves_no_part() {
 }
 
 #[tokio::test]
+async fn an_answer_of_the_wrong_length_leaves_no_part() {
+    let (registry, node) = (Registry::start().await, Node::new());
+    let image = big(7);
+    let (name, blob) = (registry.push("x", "v", &image), image.layers[0].digest());
+    let whole = &image.layers[0].blob;
+    for wrong in [whole[..whole.len() - 1].to_vec(), [whole.as_slice(), b"more"].concat()] {
+        registry.fault(blob.as_str(), Fault::Bytes(wrong));
+        node.pull(&name).await.unwrap_err();
+        assert_eq!(node.residue(), Vec::<String>::new());
+    }
+}
+
+#[tokio::test]
 async fn a_slow_layer_is_fetched_in_ranges() {
     let (registry, node) = (Registry::start().await, Node::with(|config, _| config.range_bytes = 500_000));
     let image = big(5);
