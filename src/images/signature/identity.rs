@@ -7,7 +7,7 @@ use podwright_base::Digest;
 const DOCKER_HUB: &str = "docker.io";
 const DOCKER_HUB_LEGACY: &str = "index.docker.io";
 
-/// An image's name in full, its host in lower case: `registry/repository`, and a tag or a digest or neither.
+/// An image's name in full: `registry/repository`, and a tag or a digest or neither.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ImageName {
     /// `registry/repository`.
@@ -56,7 +56,7 @@ impl ImageName {
             _ => (rest, None),
         };
         let (host, path) = match name.split_once('/') {
-            Some((host, path)) if is_host(host) => (host.to_ascii_lowercase(), path),
+            Some((host, path)) if is_host(host) => (in_lower_case(host), path),
             _ => (DOCKER_HUB.to_owned(), name),
         };
         let host = if host == DOCKER_HUB_LEGACY { DOCKER_HUB.to_owned() } else { host };
@@ -93,6 +93,12 @@ impl fmt::Display for ImageName {
 /// The first component is a host if it could be nothing else.
 fn is_host(first: &str) -> bool {
     first.contains(['.', ':', '[']) || first == "localhost" || first.bytes().any(|byte| byte.is_ascii_uppercase())
+}
+
+/// Hosts are compared in lower case; one that only its capitals tell from a path keeps them.
+fn in_lower_case(host: &str) -> String {
+    let lower = host.to_ascii_lowercase();
+    if is_host(&lower) { lower } else { host.to_owned() }
 }
 
 impl SignedIdentity {
@@ -169,6 +175,8 @@ mod tests {
             ("Registry.Example:5000/a/b:V1", "registry.example:5000/a/b:V1"),
             ("localhost/x", "localhost/x"),
             ("[::1]:5000/x", "[::1]:5000/x"),
+            ("LOCALHOST/x", "localhost/x"),
+            ("Registry/x", "Registry/x"),
         ] {
             assert_eq!(name(written).to_string(), whole);
         }

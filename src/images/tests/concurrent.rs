@@ -47,8 +47,10 @@ proptest! {
     fn what_is_referenced_stays_and_nothing_else(
         tasks in prop::collection::vec(prop::collection::vec(step(), 1..12), 4), keep in any::<bool>(),
     ) {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build().unwrap();
-        runtime.block_on(run(tasks, keep));
+        let runtime = || tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build().unwrap();
+        let node = runtime().block_on(run(tasks, keep));
+        // The first runtime's end awaits what was begun in it: a pull that is given up while it publishes still does.
+        runtime().block_on(check(node));
     }
 }
 
@@ -60,7 +62,7 @@ struct Lab {
     archives: Vec<PathBuf>,
 }
 
-async fn run(tasks: Vec<Vec<Step>>, keep: bool) {
+async fn run(tasks: Vec<Vec<Step>>, keep: bool) -> Node {
     let (registry, mut node) = (Registry::start().await, Node::new());
     node.config.keep_layer_blobs = keep;
     let node = node.reopen();
@@ -80,6 +82,10 @@ async fn run(tasks: Vec<Vec<Step>>, keep: bool) {
     for task in running {
         task.await.unwrap();
     }
+    node
+}
+
+async fn check(node: Node) {
     let images = node.images.clone();
     tokio::task::spawn_blocking(move || images.collect().unwrap()).await.unwrap();
     // What a lease or a given-up pull leaves is removed in the background.
