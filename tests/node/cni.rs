@@ -14,8 +14,9 @@ use crate::lab::cri::{PATIENCE, eventually, pod, refused};
 use crate::lab::node::{Node, Setup};
 
 async fn start() -> Node {
-    let network = "cni_bin_dirs = [\"/usr/lib/cni\", \"{dir}/bin\"]\ncni_conf_template = \"{dir}/template\"";
-    let node = Node::start_with(Setup { network, own_network: true, ..Setup::default() }).await;
+    let plugins = std::env::var("PODWRIGHT_TEST_CNI").unwrap_or_else(|_| "/usr/lib/cni".to_owned());
+    let network = format!("cni_bin_dirs = [{plugins:?}, \"{{dir}}/bin\"]\ncni_conf_template = \"{{dir}}/template\"");
+    let node = Node::start_with(Setup { network: &network, own_network: true, ..Setup::default() }).await;
     fs::create_dir(node.dir().join("bin")).expect("the directory of plugins is new");
     node
 }
@@ -24,7 +25,8 @@ fn configuration(node: &Node) -> PathBuf {
     node.dir().join("cni/10-test.conflist")
 }
 
-/// A chain that begins with Debian's bridge and addresses from a directory of the node's.
+/// A chain that begins with Debian's bridge and addresses from a directory of the node's, by the newest version that its
+/// plugins speak.
 fn chain(node: &Node, rest: &[Value]) -> Value {
     let bridge = json!({
         "type": "bridge", "bridge": "cni0", "isGateway": true, "ipam": {
@@ -33,7 +35,7 @@ fn chain(node: &Node, rest: &[Value]) -> Value {
         },
     });
     let plugins: Vec<_> = std::iter::once(bridge).chain(rest.iter().cloned()).collect();
-    json!({ "cniVersion": "1.0.0", "name": "test", "plugins": plugins })
+    json!({ "cniVersions": ["1.0.0", "1.1.0"], "name": "test", "plugins": plugins })
 }
 
 fn script(node: &Node, name: &str, text: &str) {

@@ -40,13 +40,13 @@ pub(crate) fn program() -> PathBuf {
 
 /// What a test may want to be different.
 #[derive(Debug, Default)]
-pub(crate) struct Setup {
+pub(crate) struct Setup<'a> {
     /// Puts the root directory on a tmpfs of this many bytes.
     pub(crate) root_size: Option<u64>,
     /// Goes into the configuration file; `{dir}` stands for the node's directory.
     pub(crate) config: &'static str,
     /// Goes into its table of the network likewise.
-    pub(crate) network: &'static str,
+    pub(crate) network: &'a str,
     /// Gives the daemon a network namespace of its own for a host, for plugins that leave things in theirs. No registry is
     /// reached from there. A daemon that is started again has a new one, as after a reboot.
     pub(crate) own_network: bool,
@@ -74,7 +74,7 @@ impl Node {
     }
 
     /// Starts a daemon that differs from the usual.
-    pub(crate) async fn start_with(setup: Setup) -> Self {
+    pub(crate) async fn start_with(setup: Setup<'_>) -> Self {
         let dir = tempfile::Builder::new().prefix("pw-").tempdir().expect("a temporary directory");
         let layout = Layout::new(dir.path().join("root"), dir.path().join("state"));
         let bridge = format!("pwt{}", layout.instance().expect("the state directory is not the default one"));

@@ -1,5 +1,5 @@
-//! The plugins that Debian has (containernetworking-plugins), driven for real. The host is a network namespace of each
-//! test's own, and so are pods.
+//! The plugins that Debian has (containernetworking-plugins), driven for real, by the newest version of CNI that they
+//! speak. The host is a network namespace of each test's own, and so are pods.
 
 #![allow(clippy::unwrap_used, reason = "a step that fails fails its test")]
 
@@ -9,15 +9,31 @@ use std::collections::HashSet;
 use std::fs::{self, File};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use lab::{Lab, PATIENCE, network, request, told};
 use nix::sched::{CloneFlags, setns, unshare};
-use podwright_cni::{AddError, AddResult, Cni, PortMapping, Wishes};
+use podwright_cni::{AddError, AddResult, Cni, PortMapping, Version, Wishes};
 use serde_json::{Map, Value, json};
 
-const DEBIAN: &str = "/usr/lib/cni";
+/// Where the plugins are.
+fn debian() -> PathBuf {
+    std::env::var_os("PODWRIGHT_TEST_CNI").unwrap_or_else(|| "/usr/lib/cni".into()).into()
+}
+
+/// The versions that the plugins speak, oldest first, of those with chains of plugins.
+fn spoken() -> Vec<String> {
+    let output = Command::new(debian().join("bridge")).env("CNI_COMMAND", "VERSION").output().unwrap();
+    let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let versions = answer["supportedVersions"].as_array().unwrap().iter();
+    versions.filter_map(|version| Version::parse(version.as_str().unwrap())).map(|known| known.to_string()).collect()
+}
+
+fn newest() -> String {
+    spoken().pop().unwrap()
+}
 
 /// A network namespace, alive as long as its descriptor.
 struct Netns(File);
@@ -88,7 +104,7 @@ impl Node {
         let thread = std::thread::spawn(move || {
             let host = Netns::unshare();
             let lab = Lab::new();
-            let cni = lab.open_with(&[DEBIAN.into(), lab.path("bin")]);
+            let cni = lab.open_with(&[debian(), lab.path("bin")]);
             let node = Self { lab, host, cni };
             node.host.run("ip link set lo up");
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -152,7 +168,7 @@ fn full_chain(node: &Node) -> [Value; 4] {
 #[test]
 fn a_long_dual_stack_chain_does_all_that_it_is_asked() {
     Node::test(async |node| {
-        node.configure("1.0.0", bridge(), &["10.77.0.0/24", "fd77::/64"], &full_chain(&node));
+        node.configure(&newest(), bridge(), &["10.77.0.0/24", "fd77::/64"], &full_chain(&node));
         let rules = |node: &Node| node.host.run("iptables-save -t nat");
         let before = rules(&node);
         let annotations = |name: &str, value: &str| [(name.to_owned(), value.to_owned())].into();
@@ -191,8 +207,8 @@ fn a_long_dual_stack_chain_does_all_that_it_is_asked() {
 #[test]
 fn point_to_point_pods_reach_the_host_in_every_version() {
     Node::test(async |node| {
-        for version in ["0.3.1", "0.4.0", "1.0.0"] {
-            node.configure(version, json!({ "type": "ptp" }), &["10.78.0.0/24", "fd78::/64"], &[]);
+        for version in spoken() {
+            node.configure(&version, json!({ "type": "ptp" }), &["10.78.0.0/24", "fd78::/64"], &[]);
             let pod = Netns::fresh();
             let ips = node.add("pod", &pod.path(), Map::new()).await.unwrap().addresses("eth0");
             let listener = pod.listen("0.0.0.0:80");
@@ -215,7 +231,7 @@ fn pods_on_the_hosts_own_link() {
         node.host.run("ip link set up0 up");
         node.host.run("ip link set out0 up");
         for (kind, mode) in [("macvlan", "bridge"), ("ipvlan", "l2")] {
-            node.configure("1.0.0", json!({ "type": kind, "master": "up0", "mode": mode }), &["10.79.0.0/24"], &[]);
+            node.configure(&newest(), json!({ "type": kind, "master": "up0", "mode": mode }), &["10.79.0.0/24"], &[]);
             let (a, b) = (Netns::fresh(), Netns::fresh());
             let first = node.add("a", &a.path(), Map::new()).await;
             // The kernel of a test machine may lack a kind of link: then the plugin's words are told, and all is undone.
@@ -231,7 +247,14 @@ fn pods_on_the_hosts_own_link() {
             node.add("b", &b.path(), Map::new()).await.unwrap();
             b.reach(&format!("{}:80", of_a[0]), &a.listen("0.0.0.0:80"));
             node.cni.check("b").await.unwrap();
-            for pod in ["a", "b"] {
+            // What a reboot leaves of a pod: its record and its addresses.
+            let (gone, pin) = (Netns::fresh(), node.lab.path("pin"));
+            symlink(gone.path(), &pin).unwrap();
+            node.add("gone", &pin, Map::new()).await.unwrap();
+            assert_eq!(node.leases().len(), 3);
+            fs::remove_file(&pin).unwrap();
+            drop(gone);
+            for pod in ["gone", "a", "b"] {
                 node.cni.del(pod).await.unwrap();
             }
             assert_eq!((node.leases(), a.links()), (Vec::new(), vec!["lo".to_owned()]));
@@ -239,31 +262,38 @@ fn pods_on_the_hosts_own_link() {
     });
 }
 
+/// Loses all that the kernel has of a pod; records and host-local's directory stay. Of its pin is left what is said.
+async fn reboot(node: Node, version: &str, remains: impl FnOnce(&Path)) {
+    node.configure(version, bridge(), &["10.77.0.0/24", "fd77::/64"], &full_chain(&node));
+    let (pod, pin) = (Netns::fresh(), node.lab.path("pin"));
+    symlink(pod.path(), &pin).unwrap();
+    node.add("pod", &pin, Map::new()).await.unwrap();
+    assert_eq!(node.leases().len(), 2);
+    drop(pod);
+    fs::remove_file(&pin).unwrap();
+    remains(&pin);
+    let rebooted = Netns::fresh();
+    setns(&rebooted.0, CloneFlags::CLONE_NEWNET).unwrap();
+    fs::remove_file(node.lab.path("conf/10-test.conflist")).unwrap();
+    let next = node.lab.open_with(&[debian()]);
+    let swept = next.sweep(&HashSet::new(), None).await;
+    assert!(swept.failures.0.is_empty(), "{}", swept.failures);
+    assert_eq!((swept.detached, node.leases()), (vec!["pod".to_owned()], Vec::new()));
+    assert_eq!(node.lab.records(), Vec::<String>::new());
+}
+
 #[test]
 fn a_reboot_leaves_nothing_allocated() {
-    Node::test(async |node| {
-        node.configure("0.4.0", bridge(), &["10.77.0.0/24", "fd77::/64"], &full_chain(&node));
-        let pod = Netns::fresh();
-        node.add("pod", &pod.path(), Map::new()).await.unwrap();
-        assert_eq!(node.leases().len(), 2);
-        // All that the kernel had is gone, and so is the configuration; records and host-local's directory are not.
-        drop(pod);
-        let rebooted = Netns::fresh();
-        setns(&rebooted.0, CloneFlags::CLONE_NEWNET).unwrap();
-        fs::remove_file(node.lab.path("conf/10-test.conflist")).unwrap();
-        let next = node.lab.open_with(&[DEBIAN.into()]);
-        let swept = next.sweep(&HashSet::new(), None).await;
-        assert!(swept.failures.0.is_empty(), "{}", swept.failures);
-        assert_eq!((swept.detached, node.leases()), (vec!["pod".to_owned()], Vec::new()));
-        assert_eq!(node.lab.records(), Vec::<String>::new());
-    });
+    for version in ["0.4.0".to_owned(), newest()] {
+        Node::test(async move |node| reboot(node, &version, |_| {}).await);
+    }
 }
 
 #[test]
 fn a_daemon_killed_amid_add_leaves_nothing_allocated() {
     Node::test(async |node| {
-        node.lab.plugin("hang", "[ $CNI_COMMAND = DEL ] && exit 0; exec sleep 600");
-        node.configure("1.0.0", bridge(), &["10.77.0.0/24"], &[json!({ "type": "hang" })]);
+        node.lab.plugin("hang", "[ $CNI_COMMAND = ADD ] && exec sleep 600; exit 0");
+        node.configure(&newest(), bridge(), &["10.77.0.0/24"], &[json!({ "type": "hang" })]);
         let pod = Netns::fresh();
         let hangs = async {
             while !node.lab.path("log/ADD.hang.json").exists() {
@@ -276,7 +306,7 @@ fn a_daemon_killed_amid_add_leaves_nothing_allocated() {
             () = hangs => {}
         }
         assert_eq!(node.leases(), ["10.77.0.2"]);
-        let next = node.lab.open_with(&[DEBIAN.into(), node.lab.path("bin")]);
+        let next = node.lab.open_with(&[debian(), node.lab.path("bin")]);
         let swept = next.sweep(&HashSet::new(), Some(&network(&next))).await;
         assert!(swept.failures.0.is_empty(), "{}", swept.failures);
         assert_eq!((node.leases(), pod.links()), (Vec::new(), vec!["lo".to_owned()]));
@@ -286,7 +316,7 @@ fn a_daemon_killed_amid_add_leaves_nothing_allocated() {
 #[test]
 fn an_exhausted_range_and_a_taken_name_are_told_and_can_be_tried_again() {
     Node::test(async |node| {
-        node.configure("1.0.0", bridge(), &["10.77.0.0/30"], &[]);
+        node.configure(&newest(), bridge(), &["10.77.0.0/30"], &[]);
         let (a, b) = (Netns::fresh(), Netns::fresh());
         node.add("a", &a.path(), Map::new()).await.unwrap();
         let text = told(&node.add("b", &b.path(), Map::new()).await.unwrap_err());
@@ -299,5 +329,56 @@ fn an_exhausted_range_and_a_taken_name_are_told_and_can_be_tried_again() {
         let text = told(&node.add("b", &b.path(), Map::new()).await.unwrap_err());
         assert!(text.contains("eth0") && text.contains("already exists"), "{text}");
         assert_eq!(node.leases(), Vec::<String>::new());
+    });
+}
+
+#[test]
+fn plugins_of_version_1_1_say_whether_they_are_ready_and_collect() {
+    Node::test(async |node| {
+        // Debian 12's plugins have neither; a network that states an older version too is spoken to in that.
+        let is_new = newest() == "1.1.0";
+        let configure = |ipam: &str| {
+            let ipam =
+                json!({ "type": ipam, "dataDir": node.lab.path("ipam"), "ranges": [[{ "subnet": "10.77.0.0/24" }]] });
+            let bridge = json!({ "type": "bridge", "bridge": "cni-test", "ipam": ipam });
+            let mut plugins = vec![bridge, json!({ "type": "collector" })];
+            plugins.extend(full_chain(&node));
+            node.lab.configure(&json!({ "cniVersions": ["1.0.0", "1.1.0"], "name": "debian", "plugins": plugins }));
+        };
+        // What plugins of addresses are to do at GC; host-local leaves it out.
+        let collector = format!(
+            "[ $CNI_COMMAND = GC ] || {{ jq -c .prevResult {log}/$CNI_COMMAND.collector.json; exit 0; }}\n\
+             for lease in {ipam}/10.*; do\n\
+             grep -q $(head -n 1 $lease | tr -d '\\r') {log}/GC.collector.json || rm $lease\ndone",
+            log = node.lab.path("log").display(),
+            ipam = node.lab.path("ipam/debian").display(),
+        );
+        node.lab.plugin("collector", &collector);
+        configure("absent");
+        let status = node.cni.status(&network(&node.cni)).await;
+        if is_new {
+            let text = told(&status.unwrap_err());
+            let words = "CNI network debian: plugin bridge, STATUS: failed to find plugin \"absent\" in path";
+            assert!(text.starts_with(words), "{text}");
+        } else {
+            status.unwrap();
+        }
+        configure("host-local");
+        let network = network(&node.cni);
+        node.cni.status(&network).await.unwrap();
+        let pod = Netns::fresh();
+        // Debian 12's bandwidth crashes at CHECK without one.
+        let limited = [("kubernetes.io/ingress-bandwidth".to_owned(), "100M".to_owned())].into();
+        let wishes = Wishes { annotations: Some(&limited), ..Wishes::default() };
+        node.add("kept", &pod.path(), wishes.arguments().unwrap()).await.unwrap();
+        node.cni.check("kept").await.unwrap();
+        // An address of which nobody has a record.
+        fs::write(node.lab.path("ipam/debian/10.77.0.9"), "stray\r\neth0").unwrap();
+        let failures = node.cni.gc(&network).await.unwrap_or_default();
+        assert!(failures.is_empty(), "{failures:?}");
+        assert_eq!(node.leases(), if is_new { vec!["10.77.0.2"] } else { vec!["10.77.0.2", "10.77.0.9"] });
+        node.cni.check("kept").await.unwrap();
+        node.cni.del("kept").await.unwrap();
+        assert!(!node.leases().contains(&"10.77.0.2".to_owned()));
     });
 }
