@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::Path;
 
 use podwright_base::chain;
+use rustix::fs::{FsWord, statfs};
 use serde_json::{Map, Value};
 use tokio::time::{Instant, timeout_at};
 
@@ -13,6 +14,8 @@ use crate::record::{Key, Record, RecordError};
 use crate::result::AddResult;
 use crate::{Cni, orphan, request, runtime_config};
 
+/// The kernel's mark of the file system that namespaces are in.
+const NSFS_MAGIC: FsWord = 0x6e73_6673;
 /// The error code that says that there is nothing to undo.
 const CODE_UNKNOWN_CONTAINER: u32 = 3;
 
@@ -311,8 +314,9 @@ impl Cni {
         }
         let conf = request(plugin, &record.network, record.version, additions);
         let input = serde_json::to_vec(&conf).map_err(|source| failed(Failure::Encode(source)))?;
-        // A namespace that is gone is told by an empty path, not by one that leads nowhere.
-        let netns = if record.netns.exists() { record.netns.to_string_lossy() } else { "".into() };
+        // A namespace that is gone is told by an empty path: plugins fail at one that leads to something else.
+        let gone = operation == Operation::Del && !is_namespace(&record.netns);
+        let netns = if gone { "".into() } else { record.netns.to_string_lossy() };
         let parameters = [
             ("CNI_CONTAINERID", record.container.as_str()),
             ("CNI_NETNS", &netns),
@@ -325,6 +329,11 @@ impl Cni {
 
 fn error(record: &Record, plugin: &Plugin, operation: Operation, failure: Failure) -> PluginError {
     PluginError { network: record.network.clone(), plugin: plugin.kind.clone(), operation, failure }
+}
+
+/// Whether a path leads to a namespace; that of a pin leads to an empty file once the pin is unmounted.
+fn is_namespace(path: &Path) -> bool {
+    statfs(path).is_ok_and(|file_system| file_system.f_type == NSFS_MAGIC)
 }
 
 fn args(pairs: &[(&'static str, &str)]) -> Result<String, AddFailure> {

@@ -290,6 +290,11 @@ fn a_reboot_leaves_nothing_allocated() {
 }
 
 #[test]
+fn a_pin_without_its_namespace_is_no_hindrance() {
+    Node::test(async |node| reboot(node, &newest(), |pin| fs::write(pin, "").unwrap()).await);
+}
+
+#[test]
 fn a_daemon_killed_amid_add_leaves_nothing_allocated() {
     Node::test(async |node| {
         node.lab.plugin("hang", "[ $CNI_COMMAND = ADD ] && exec sleep 600; exit 0");
