@@ -155,14 +155,14 @@ impl Shim {
     }
 
     fn fork_exec(&self, plan: &wire::ExecPlan, stdio: ExecStdio) -> Result<Pending, Failure> {
-        let held = self.held("exec")?;
+        self.held("exec")?;
         let container = self.containers.iter().find(|container| container.id == plan.container_id);
         let target = container
             .and_then(|container| Some(Target { pidfd: container.pidfd.as_ref()?.as_fd(), facts: &container.facts }));
         let Some(target) = target else {
             return Err(refuse(Cause::InvalidState, "exec", &plan.container_id, "its init is gone"));
         };
-        Ok(podwright_launch::exec(&held.pod, target, plan, stdio)?)
+        Ok(podwright_launch::exec(target, plan, stdio)?)
     }
 
     fn exec_at(&self, serial: Serial) -> Option<usize> {

@@ -7,7 +7,7 @@
 
 use std::io::BufRead;
 
-use crate::stamp::Stamp;
+use podwright_sys::stamp::Stamp;
 
 /// Longest text of a log line when the plan does not say.
 pub(crate) const DEFAULT_MAX_LINE: usize = 16 << 10;

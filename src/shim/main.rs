@@ -29,7 +29,6 @@ mod rotation;
 mod shim;
 mod shutdown;
 mod sink;
-mod stamp;
 mod words;
 
 use std::io::Write;

@@ -10,7 +10,7 @@ use crate::clients::Clients;
 use crate::lines::{Lines, Stream};
 use crate::logfile::LogFile;
 use crate::poll::{Poll, Serial, Token};
-use crate::stamp::Stamp;
+use podwright_sys::stamp::Stamp;
 
 /// Bytes read at once: what a pipe holds.
 pub(crate) const CHUNK: usize = 64 << 10;

@@ -24,6 +24,8 @@ pub struct Fork<'a> {
     pub cgroup: Option<BorrowedFd<'a>>,
     /// The descriptors above 2 that the child keeps; all others are closed in it before its code runs.
     pub keep: &'a [BorrowedFd<'a>],
+    /// How many descriptors from 3 on it keeps besides: what the process was started with.
+    pub keep_first: u32,
 }
 
 /// `struct clone_args` up to `CLONE_ARGS_SIZE_VER2` (Linux 5.7).
@@ -81,7 +83,7 @@ impl Fork<'_> {
         // `pidfd` outlive the call; `args` has the size that is passed.
         let pid = answer(unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<CloneArgs>()) })?;
         if pid == 0 {
-            run(child, self.keep);
+            run(child, self);
         }
         // SAFETY: the kernel has put a new descriptor there, since CLONE_PIDFD was asked for and the call succeeded.
         let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
@@ -90,11 +92,11 @@ impl Fork<'_> {
 }
 
 /// The child's whole life: it never returns into the caller's frames, whose destructors belong to the parent.
-fn run(child: impl FnOnce() -> i32, keep: &[BorrowedFd<'_>]) -> ! {
+fn run(child: impl FnOnce() -> i32, fork: &Fork<'_>) -> ! {
     // A panic must not unwind into the parent's frames, and must not end in raise(3) either: a C library that caches
     // thread ids would signal the parent.
     std::panic::set_hook(Box::new(|_| exit(PANICKED)));
-    let code = match fds::close_all_but(keep) {
+    let code = match fds::close_all_but(fork.keep, fork.keep_first) {
         Ok(()) => child(),
         Err(_) => PANICKED,
     };

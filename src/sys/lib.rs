@@ -19,6 +19,7 @@ pub mod rlimit;
 pub mod seccomp;
 pub mod signalling;
 pub mod signals;
+pub mod stamp;
 pub mod writeback;
 
 use rustix::io::Errno;

@@ -1,4 +1,4 @@
-//! The time in front of each log line: RFC 3339 in UTC with nine digits of a second, always 30 bytes.
+//! The wall clock's time as logs and records have it: RFC 3339 in UTC with nine digits of a second, always 30 bytes.
 
 /// Seconds of a day.
 const DAY: i64 = 86_400;
@@ -9,20 +9,20 @@ const ERA: i64 = 146_097;
 
 /// A moment as the log writes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Stamp([u8; Stamp::LENGTH]);
+pub struct Stamp([u8; Stamp::LENGTH]);
 
 impl Stamp {
     /// Bytes of a stamp.
-    pub(crate) const LENGTH: usize = 30;
+    pub const LENGTH: usize = 30;
 
     /// Takes the wall clock's time.
-    pub(crate) fn now() -> Self {
+    pub fn now() -> Self {
         let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
         Self::at(now.tv_sec, now.tv_nsec.unsigned_abs())
     }
 
     /// Writes a time given in unix seconds (years 0 to 9999) and nanoseconds of that second.
-    pub(crate) fn at(seconds: i64, nanoseconds: u64) -> Self {
+    pub fn at(seconds: i64, nanoseconds: u64) -> Self {
         let (year, month, day) = date(seconds.div_euclid(DAY));
         let second = seconds.rem_euclid(DAY).unsigned_abs();
         let mut text = *b"0000-00-00T00:00:00.000000000Z";
@@ -43,8 +43,16 @@ impl Stamp {
     }
 
     /// The stamp's text.
-    pub(crate) fn as_bytes(&self) -> &[u8] {
+    pub fn as_bytes(&self) -> &[u8] {
         &self.0
+    }
+
+    /// The stamp's text.
+    ///
+    /// # Panics
+    /// Never: it is digits and punctuation.
+    pub fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.0).expect("a stamp is ASCII")
     }
 }
 

@@ -1,4 +1,7 @@
-//! A container: its OCI specification and bundle, to the plan that its shim executes.
+//! A container: its OCI specification and what belongs to it beside that, to the plan that the launch half executes.
+//!
+//! There are two kinds: a container of a pod, made of image layers, whose output the pod's shim logs; and a standalone one
+//! as OCI runtimes have it, with a directory for its root and namespaces as the specification lists them.
 
 use std::path::Path;
 
@@ -10,7 +13,8 @@ use crate::error::{CompileError, invalid, missing, unsupported};
 use crate::facts::HostFacts;
 use crate::mounts::{self, Surroundings, absolute};
 use crate::seccomp::{self, Filter};
-use crate::{devices, namespaces, process, sysctl, unsupported};
+use crate::sysctl::Own;
+use crate::{devices, hooks, namespaces, process, sysctl, unsupported};
 
 /// What belongs to a container beside its specification.
 #[derive(Debug, Clone)]
@@ -35,42 +39,99 @@ pub struct Bundle<'a> {
     pub shares_shm: bool,
 }
 
-/// Compiles a container.
+/// What belongs to a container outside of a pod beside its specification.
+#[derive(Debug, Clone, Copy)]
+pub struct Standalone<'a> {
+    /// The container's id.
+    pub id: &'a str,
+    /// Absolute directory that `root.path` may be relative to.
+    pub bundle: &'a Path,
+    /// Descriptors above 2 that its program inherits.
+    pub preserve_fds: u32,
+}
+
+/// Compiles a container outside of a pod.
+///
+/// # Errors
+/// When a field is bad, more than this version does, or more than this host can.
+pub fn standalone(
+    spec: &Spec,
+    standalone: &Standalone<'_>,
+    facts: &HostFacts,
+) -> Result<wire::ContainerPlan, CompileError> {
+    unsupported::refuse(spec)?;
+    let linux = spec.linux().as_ref().ok_or_else(|| missing("linux"))?;
+    let (namespaces, own) = namespaces::listed(linux.namespaces().as_deref().unwrap_or_default())?;
+    let has = |kind: wire::NamespaceKind| namespaces.iter().any(|it| it.kind() == kind);
+    let cgroup_path = match linux.cgroups_path() {
+        Some(path) if !path.as_os_str().is_empty() => cgroup_path(path)?,
+        _ => cgroup_path(Path::new(standalone.id))?,
+    };
+    let around = Surroundings {
+        cgroup: &cgroup_path,
+        cgroup_namespace: has(wire::NamespaceKind::Cgroup),
+        shares_shm: false,
+        facts,
+    };
+    let pid = if has(wire::NamespaceKind::Pid) {
+        wire::NamespaceMode::NamespacePrivate
+    } else {
+        wire::NamespaceMode::NamespaceHost
+    };
+    let root = spec.root().as_ref().ok_or_else(|| missing("root"))?;
+    let mut plan = inside(spec, &around, own)?;
+    let process = plan.process.as_mut().ok_or_else(|| missing("process"))?;
+    process.preserve_fds = standalone.preserve_fds;
+    Ok(wire::ContainerPlan {
+        id: standalone.id.to_owned(),
+        pid: pid.into(),
+        rootfs: Some(wire::Rootfs {
+            path: absolute(&standalone.bundle.join(root.path()), "root.path")?,
+            ..root_mount(spec)?
+        }),
+        hostname: name(spec.hostname().as_deref(), "hostname", own.uts)?,
+        domainname: name(spec.domainname().as_deref(), "domainname", own.uts)?,
+        hooks: hooks::hooks(spec.hooks().as_ref())?,
+        namespaces,
+        ..plan
+    })
+}
+
+/// A name of the UTS namespace, which must not be the host's.
+fn name(name: Option<&str>, field: &str, own_namespace: bool) -> Result<String, CompileError> {
+    match name.unwrap_or_default() {
+        "" => Ok(String::new()),
+        name if own_namespace => Ok(name.to_owned()),
+        name => Err(invalid(field, name, "would rename the host: linux.namespaces lists no uts namespace")),
+    }
+}
+
+/// Compiles a container of a pod.
 ///
 /// # Errors
 /// When a field is bad, more than this version does, or more than this host can.
 pub fn container(spec: &Spec, bundle: &Bundle<'_>, facts: &HostFacts) -> Result<wire::ContainerPlan, CompileError> {
     unsupported::refuse(spec)?;
+    unsupported::refuse_in_pod(spec)?;
     let linux = spec.linux().as_ref().ok_or_else(|| missing("linux"))?;
-    let program = spec.process().as_ref().ok_or_else(|| missing("process"))?;
-    let namespaces = namespaces::namespaces(linux.namespaces().as_deref().unwrap_or_default())?;
+    let namespaces = namespaces::in_pod(linux.namespaces().as_deref().unwrap_or_default())?;
     if spec.hostname().as_ref().is_some_and(|name| !name.is_empty()) && !namespaces.uts {
         // With the pod's namespace it is the pod's name, which the shim has set: `PodPlan.hostname`.
         return Err(invalid("hostname", spec.hostname().clone().unwrap_or_default(), "would rename the host"));
     }
-    let cgroup_path = cgroup_path(spec)?;
+    let cgroup_path = cgroup_path(linux.cgroups_path().as_deref().ok_or_else(|| missing("linux.cgroupsPath"))?)?;
     let around = Surroundings {
         cgroup: &cgroup_path,
         cgroup_namespace: namespaces.cgroup,
         shares_shm: bundle.shares_shm,
         facts,
     };
-    let mounts = mounts::mounts(spec, &around)?;
-    let host_dev = mounts::binds_dev(&mounts);
-    let sysctls = linux.sysctl().iter().flatten();
+    let plan = inside(spec, &around, namespaces.own)?;
     Ok(wire::ContainerPlan {
         id: bundle.id.to_owned(),
         pid: namespaces.pid.into(),
         cgroup_namespace: namespaces.cgroup,
-        rootfs: Some(rootfs(spec, bundle)?),
-        mounts,
-        devices: devices::devices(linux.devices().as_deref().unwrap_or_default(), host_dev)?,
-        symlinks: devices::symlinks(host_dev),
-        masked_paths: paths(linux.masked_paths().as_deref(), "linux.maskedPaths")?,
-        readonly_paths: paths(linux.readonly_paths().as_deref(), "linux.readonlyPaths")?,
-        sysctls: sysctl::sysctls(sysctls, namespaces.own, "linux.sysctl")?,
-        cgroup: Some(cgroup::container(&cgroup_path, linux.resources().as_ref(), &facts.cgroup)?),
-        process: Some(process::process(program, filter(spec, facts)?, facts)?),
+        rootfs: Some(layers(spec, bundle)?),
         log: Some(wire::Log {
             path: bundle.log_path.map(|path| absolute(path, "log path")).transpose()?.unwrap_or_default(),
             max_line: 0,
@@ -79,7 +140,27 @@ pub fn container(spec: &Spec, bundle: &Bundle<'_>, facts: &HostFacts) -> Result<
         }),
         stdin: bundle.stdin,
         stdin_once: bundle.stdin_once,
-        hostname: String::new(),
+        ..plan
+    })
+}
+
+/// Compiles what is alike for both kinds: all that is inside the root, the cgroup and the process.
+fn inside(spec: &Spec, around: &Surroundings<'_>, own: Own) -> Result<wire::ContainerPlan, CompileError> {
+    let linux = spec.linux().as_ref().ok_or_else(|| missing("linux"))?;
+    let program = spec.process().as_ref().ok_or_else(|| missing("process"))?;
+    let mounts = mounts::mounts(spec, around)?;
+    let host_dev = mounts::binds_dev(&mounts);
+    let facts = around.facts;
+    Ok(wire::ContainerPlan {
+        mounts,
+        devices: devices::devices(linux.devices().as_deref().unwrap_or_default(), host_dev)?,
+        symlinks: devices::symlinks(host_dev),
+        masked_paths: paths(linux.masked_paths().as_deref(), "linux.maskedPaths")?,
+        readonly_paths: paths(linux.readonly_paths().as_deref(), "linux.readonlyPaths")?,
+        sysctls: sysctl::sysctls(linux.sysctl().iter().flatten(), own, "linux.sysctl")?,
+        cgroup: Some(cgroup::container(around.cgroup, linux.resources().as_ref(), &facts.cgroup)?),
+        process: Some(process::process(program, filter(spec, facts)?, facts)?),
+        ..wire::ContainerPlan::default()
     })
 }
 
@@ -91,17 +172,25 @@ pub(crate) fn filter(spec: &Spec, facts: &HostFacts) -> Result<Filter, CompileEr
     }
 }
 
-fn cgroup_path(spec: &Spec) -> Result<CgroupPath, CompileError> {
-    let path = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().as_deref());
-    let path = mounts::text(path.ok_or_else(|| missing("linux.cgroupsPath"))?, "linux.cgroupsPath")?;
+fn cgroup_path(path: &Path) -> Result<CgroupPath, CompileError> {
+    let path = mounts::text(path, "linux.cgroupsPath")?;
     path.parse().map_err(|error: cgroup::InvalidCgroupPath| invalid("linux.cgroupsPath", path, error.problem))
 }
 
-fn rootfs(spec: &Spec, bundle: &Bundle<'_>) -> Result<wire::Rootfs, CompileError> {
+fn layers(spec: &Spec, bundle: &Bundle<'_>) -> Result<wire::Rootfs, CompileError> {
     if bundle.lower.is_empty() {
         return Err(missing("image layers"));
     }
-    // Where `root.path` points is the bundle's matter; what it says about the mount is compiled.
+    Ok(wire::Rootfs {
+        layers_dir: absolute(bundle.layers_dir, "layers directory")?,
+        lower: bundle.lower.clone(),
+        writable_dir: absolute(bundle.writable_dir, "writable directory")?,
+        ..root_mount(spec)?
+    })
+}
+
+/// Compiles what the specification says about the root's mount. Where the root is, is the caller's matter.
+fn root_mount(spec: &Spec) -> Result<wire::Rootfs, CompileError> {
     let root = spec.root().as_ref().ok_or_else(|| missing("root"))?;
     let propagation = spec.linux().as_ref().and_then(|linux| linux.rootfs_propagation().as_deref());
     let shared_propagation = match propagation.unwrap_or_default() {
@@ -110,13 +199,7 @@ fn rootfs(spec: &Spec, bundle: &Bundle<'_>) -> Result<wire::Rootfs, CompileError
         "unbindable" | "runbindable" => return Err(unsupported("linux.rootfsPropagation=unbindable")),
         other => return Err(invalid("linux.rootfsPropagation", other, "is no kind of propagation")),
     };
-    Ok(wire::Rootfs {
-        layers_dir: absolute(bundle.layers_dir, "layers directory")?,
-        lower: bundle.lower.clone(),
-        writable_dir: absolute(bundle.writable_dir, "writable directory")?,
-        readonly: root.readonly().unwrap_or(false),
-        shared_propagation,
-    })
+    Ok(wire::Rootfs { readonly: root.readonly().unwrap_or(false), shared_propagation, ..wire::Rootfs::default() })
 }
 
 fn paths(paths: Option<&[String]>, field: &str) -> Result<Vec<String>, CompileError> {

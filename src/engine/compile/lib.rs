@@ -1,6 +1,6 @@
 //! OCI specification and host facts to launch plan.
 //!
-//! [`container`], [`exec`], [`pod`] and [`update`] are pure functions: they open nothing and ask nothing of the host but what
+//! [`container`], [`standalone`], [`exec`], [`pod`] and [`update`] are pure functions: they open nothing and ask nothing of the host but what
 //! stands in [`HostFacts`], so that a specification is refused when a container is created, by the field that is wrong,
 //! and never half-way through its start. Every field of the runtime specification is compiled or refused by name.
 //!
@@ -14,6 +14,7 @@ mod devices;
 mod error;
 mod exec;
 pub mod facts;
+mod hooks;
 mod mount_options;
 mod mounts;
 mod namespaces;
@@ -26,7 +27,7 @@ mod tests;
 mod unsupported;
 
 pub use cgroup::{CgroupPath, InvalidCgroupPath, update};
-pub use container::{Bundle, container};
+pub use container::{Bundle, Standalone, container, standalone};
 pub use error::CompileError;
 pub use exec::{ExecRequest, exec};
 pub use facts::{CgroupLayout, FactsError, HostFacts};

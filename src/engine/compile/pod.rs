@@ -55,7 +55,7 @@ pub fn pod(request: &PodRequest<'_>, facts: &HostFacts) -> Result<PodPlan, Compi
     if !hostname.is_empty() && !private(request.uts) {
         return Err(invalid("pod.hostname", hostname, "would rename the host"));
     }
-    let own = Own { network: private(request.network), ipc: private(request.ipc) };
+    let own = Own { network: private(request.network), ipc: private(request.ipc), uts: false };
     Ok(PodPlan {
         pod_id: request.pod_id.to_owned(),
         network: request.network.into(),

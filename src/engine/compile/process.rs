@@ -42,6 +42,7 @@ pub(crate) fn process(process: &Process, filter: Filter, facts: &HostFacts) -> R
         console_size: process.console_size().map(|size| console_size(&size)).transpose()?,
         apparmor_profile: apparmor(process, facts)?,
         selinux_label: selinux(process, facts)?,
+        ..wire::Process::default()
     })
 }
 

@@ -26,6 +26,7 @@ const IPC: [&str; 11] = [
 pub(crate) struct Own {
     pub(crate) network: bool,
     pub(crate) ipc: bool,
+    pub(crate) uts: bool,
 }
 
 /// Compiles parameters, sorted by name. One that is not of a namespace of the pod's own would change the host and is
@@ -45,13 +46,15 @@ pub(crate) fn sysctls<'a>(
                 return refuse("is no parameter's name");
             }
             let (belongs, namespace_problem) = if path.starts_with("net/") {
-                (own.network, "would change the host: the pod has the host's network")
+                (own.network, "would change the host, whose network it has")
             } else if IPC.contains(&path.as_str()) || path.starts_with("fs/mqueue/") {
-                (own.ipc, "would change the host: the pod has the host's IPC namespace")
-            } else if matches!(path.as_str(), "kernel/hostname" | "kernel/domainname") {
-                (false, "is set by the pod's hostname")
+                (own.ipc, "would change the host, whose IPC namespace it has")
+            } else if path == "kernel/domainname" {
+                (own.uts, "would change the host: it is in the UTS namespace")
+            } else if path == "kernel/hostname" {
+                (false, "is set by the field hostname")
             } else {
-                (false, "is in no namespace of a pod: it would change the host")
+                (false, "is in no namespace of a container: it would change the host")
             };
             if belongs { Ok(Sysctl { path, value: value.clone() }) } else { refuse(namespace_problem) }
         })
@@ -80,8 +83,8 @@ mod tests {
 
     fn compile(name: &str, network: bool, ipc: bool) -> Result<String, String> {
         let (name, value) = (name.to_owned(), "1".to_owned());
-        let compiled =
-            sysctls([(&name, &value)], Own { network, ipc }, "sysctls").map_err(|error| error.to_string())?;
+        let compiled = sysctls([(&name, &value)], Own { network, ipc, uts: false }, "sysctls")
+            .map_err(|error| error.to_string())?;
         Ok(compiled[0].path.clone())
     }
 
@@ -95,9 +98,11 @@ mod tests {
 
     #[test]
     fn the_host_is_not_changed() {
-        assert!(compile("net.core.somaxconn", false, true).unwrap_err().contains("host's network"));
-        assert!(compile("kernel.shmmax", true, false).unwrap_err().contains("host's IPC"));
-        for name in ["kernel.panic", "vm.swappiness", "kernel.hostname", "user.max_user_namespaces"] {
+        assert!(compile("net.core.somaxconn", false, true).unwrap_err().contains("whose network"));
+        assert!(compile("kernel.shmmax", true, false).unwrap_err().contains("whose IPC"));
+        for name in
+            ["kernel.panic", "vm.swappiness", "kernel.hostname", "kernel.domainname", "user.max_user_namespaces"]
+        {
             assert!(compile(name, true, true).is_err(), "{name}");
         }
     }

@@ -223,7 +223,7 @@ fn a_pod() {
 
 #[test]
 fn a_pod_does_not_change_the_host() {
-    assert!(compile_pod(|it| it.network = NamespaceMode::NamespaceHost).unwrap_err().contains("host's network"));
+    assert!(compile_pod(|it| it.network = NamespaceMode::NamespaceHost).unwrap_err().contains("whose network"));
     assert!(compile_pod(|it| it.uts = NamespaceMode::NamespaceHost).unwrap_err().contains("would rename the host"));
     assert!(compile_pod(|it| it.ipc = NamespaceMode::NamespacePod).unwrap_err().contains("pod.ipc"));
     assert_eq!(compile_pod(|it| it.ipc = NamespaceMode::NamespaceHost).unwrap().shm_size, 0);

@@ -12,8 +12,6 @@ pub(crate) fn refuse(spec: &Spec) -> Result<(), CompileError> {
         return Err(invalid("ociVersion", spec.version(), "is not 1.x"));
     }
     let fields = [
-        ("hooks", spec.hooks().as_ref().is_some_and(has_hooks)),
-        ("domainname", spec.domainname().as_ref().is_some_and(|name| !name.is_empty())),
         ("solaris", spec.solaris().is_some()),
         ("windows", spec.windows().is_some()),
         ("vm", spec.vm().is_some()),
@@ -21,6 +19,14 @@ pub(crate) fn refuse(spec: &Spec) -> Result<(), CompileError> {
     ];
     first(&fields)?;
     refuse_linux(spec.linux().as_ref().ok_or_else(|| missing("linux"))?)
+}
+
+/// Refuses what a container cannot have in a pod, whose namespaces it shares.
+pub(crate) fn refuse_in_pod(spec: &Spec) -> Result<(), CompileError> {
+    first(&[
+        ("hooks", spec.hooks().as_ref().is_some_and(has_hooks)),
+        ("domainname", spec.domainname().as_ref().is_some_and(|name| !name.is_empty())),
+    ])
 }
 
 fn refuse_linux(linux: &Linux) -> Result<(), CompileError> {
@@ -83,7 +89,8 @@ mod tests {
                 json["linux"] = serde_json::json!({});
             }
             let spec: Spec = serde_json::from_value(json).unwrap();
-            assert_eq!(refuse(&spec).unwrap_err().to_string(), format!("{field} is not supported by this version"));
+            let refused = refuse(&spec).and_then(|()| refuse_in_pod(&spec));
+            assert_eq!(refused.unwrap_err().to_string(), format!("{field} is not supported by this version"));
         }
     }
 

@@ -10,13 +10,14 @@ use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 
 use crate::failure::{Failure, Named};
 use crate::inroot::Root;
+use crate::namespaces::PidNamespace;
 use crate::pending::{Pending, Stdio};
-use crate::pod::{self, Pod};
+use crate::pod;
 use crate::program::{self, Program};
 use crate::start::{open_unified, tell};
 use crate::status::{self, Reporter};
 use crate::streams::Streams;
-use crate::{cgroup, console};
+use crate::{cgroup, console, pid_namespace};
 
 /// What has to be remembered of a container's plan to exec into it, kill it and clean up after it.
 #[derive(Debug, Clone)]
@@ -110,7 +111,7 @@ pub struct ExecStdio {
 /// # Errors
 /// When the plan cannot be followed, the cgroup cannot be made, the container is gone (`ESRCH`), or the kernel refuses
 /// the fork. No cgroup is left then.
-pub fn exec(pod: &Pod, container: Target<'_>, plan: &ExecPlan, stdio: ExecStdio) -> Result<Pending, Failure> {
+pub fn exec(container: Target<'_>, plan: &ExecPlan, stdio: ExecStdio) -> Result<Pending, Failure> {
     let process = plan.process.as_ref().ok_or_else(|| Failure::plan("exec", "process", "missing"))?;
     if plan.exec_id.is_empty() || plan.exec_id.contains('/') {
         return Err(Failure::plan("exec", &plan.exec_id, "an exec id is a file name"));
@@ -126,7 +127,7 @@ pub fn exec(pod: &Pod, container: Target<'_>, plan: &ExecPlan, stdio: ExecStdio)
         rustix::fs::mkdir(leaf, Mode::from_raw_mode(0o755)).in_shim("make cgroup", leaf.display())?;
     }
     let joining = Joining { container, leaf: leaf.as_deref(), process, program, streams, reporter };
-    joining.fork(pod).map(|child| Pending::new(child, stdio, receiver)).inspect_err(|_| {
+    joining.fork().map(|child| Pending::new(child, stdio, receiver)).inspect_err(|_| {
         // The failure is the one to tell; a directory that stays goes with the container's.
         let _ = leaf.as_deref().map(cgroup::remove);
     })
@@ -143,17 +144,20 @@ struct Joining<'a> {
 }
 
 impl Joining<'_> {
-    fn fork(&self, pod: &Pod) -> Result<Child, Failure> {
+    fn fork(&self) -> Result<Child, Failure> {
         let facts = self.container.facts;
         let group = facts.exec_unified(self.leaf).unwrap_or_default().display().to_string();
         let unified = open_unified(&group)?;
         let mut keep: Vec<_> = self.streams.descriptors().collect();
         keep.extend([self.reporter.as_fd(), self.container.pidfd]);
-        let fork = Fork { new_pid_namespace: false, cgroup: unified.as_ref().map(AsFd::as_fd), keep: &keep };
+        let fork = Fork { cgroup: unified.as_ref().map(AsFd::as_fd), keep: &keep, ..Fork::default() };
         // A process never changes its own pid namespace: the shim forks into the container's, so that the child is its own
         // and needs no second fork.
-        let pid_namespace = facts.own_pid_namespace.then_some(self.container.pidfd);
-        pod.fork_in(pid_namespace, &fork, &group, || tell(&self.reporter, self.run()))
+        let pid_namespace = match facts.own_pid_namespace {
+            true => PidNamespace::Of(self.container.pidfd),
+            false => PidNamespace::Inherited,
+        };
+        pid_namespace::fork(pid_namespace, &fork, &group, || tell(&self.reporter, self.run()))
     }
 
     fn run(&self) -> Failure {

@@ -9,10 +9,9 @@
 //! | in its own, above the old root | root, mounts, devices, terminal, sysctls, masks |
 //! | in its root | user, capabilities, seccomp, program |
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use nix::sched::CloneFlags;
 use podwright_plan::wire::{Cause, ContainerPlan, Process, Rootfs};
 use podwright_sys::mount::{Change, change};
 use rustix::fs::Mode;
@@ -21,40 +20,65 @@ use rustix::mount::{MountAttrFlags, MountPropagationFlags};
 use crate::console::{self, Console};
 use crate::failure::{Failure, Named};
 use crate::inroot::{Kind, Root};
-use crate::pod::{self, Pod};
+use crate::namespaces::Namespaces;
+use crate::pod;
 use crate::program::{self, Program};
+use crate::shared_mounts::SharedMounts;
 use crate::sources::{self, Source};
+use crate::standalone::{Phase, Standalone};
+use crate::start::tell;
 use crate::status::Reporter;
 use crate::streams::Streams;
-use crate::sysctl::{self, Own};
-use crate::{cgroup, devices, masks, mounts, rootfs};
+use crate::{cgroup, devices, hooks, masks, mounts, rootfs, sysctl};
 
 /// All that the forked process works from.
 pub(crate) struct Init<'a> {
-    pub(crate) pod: &'a Pod,
+    /// What its pod's containers share.
+    pub(crate) shared: Option<&'a SharedMounts>,
+    pub(crate) namespaces: Namespaces,
     pub(crate) plan: &'a ContainerPlan,
     pub(crate) process: &'a Process,
     pub(crate) rootfs: &'a Rootfs,
     pub(crate) program: Program,
     pub(crate) streams: Streams,
     pub(crate) reporter: Reporter,
+    /// For a container outside of a pod.
+    pub(crate) standalone: Option<Standalone<'a>>,
 }
 
 impl Init<'_> {
-    /// Runs every step; returns only with the one that failed.
-    pub(crate) fn run(&self) -> Failure {
-        match self.set_up() {
-            Ok(()) => program::run(self.process, &self.program, &self.reporter),
-            Err(failure) => failure,
-        }
+    /// What the forked process needs to keep.
+    pub(crate) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let shared = self.shared.iter().flat_map(|shared| shared.descriptors());
+        self.streams.descriptors().chain(self.namespaces.descriptors()).chain(shared).chain([self.reporter.as_fd()])
+    }
+
+    /// Runs every step; returns only after one has failed and was told of, with the process's exit code.
+    pub(crate) fn run(&self) -> i32 {
+        let Err(failure) = self.set_up() else {
+            return match &self.standalone {
+                None => self.become_program(&self.reporter),
+                Some(standalone) => self.wait_for_start(standalone),
+            };
+        };
+        tell(&self.reporter, failure)
+    }
+
+    fn become_program(&self, reporter: &Reporter) -> i32 {
+        tell(reporter, program::run(self.process, &self.program, reporter))
     }
 
     fn set_up(&self) -> Result<(), Failure> {
+        if self.standalone.is_some() {
+            self.reporter.wait_for_go()?;
+        }
         self.leave_shim()?;
-        let sources = sources::open_all(self.pod, self.plan)?;
+        let sources = sources::open_all(self.shared, self.plan)?;
+        let directory = rootfs::open(self.rootfs)?;
         self.isolate()?;
-        let root = rootfs::assemble(self.rootfs)?;
+        let root = rootfs::assemble(self.rootfs, directory)?;
         let console = self.furnish(&root, sources)?;
+        self.standalone.as_ref().map_or(Ok(()), |standalone| self.show_environment(standalone))?;
         self.close_up(&root)?;
         rootfs::pivot(&root).in_child("pivot_root", "/")?;
         self.finish_root(&root)?;
@@ -78,22 +102,46 @@ impl Init<'_> {
         Ok(())
     }
 
-    /// Leaves the namespaces that a container has to itself. The pid namespace came with the fork, the pod's with the shim.
+    /// Enters the container's namespaces. The pid namespace came with the fork, the pod's with the shim.
     fn isolate(&self) -> Result<(), Failure> {
-        let mut flags = CloneFlags::CLONE_NEWNS;
-        // After the cgroups were joined: where a process is becomes its namespace's root.
-        flags.set(CloneFlags::CLONE_NEWCGROUP, self.plan.cgroup_namespace);
-        flags.set(CloneFlags::CLONE_NEWUTS, self.has_own_uts());
-        nix::sched::unshare(flags).in_child("unshare namespaces", format!("{flags:?}"))?;
-        if self.has_own_uts() {
+        self.namespaces.enter()?;
+        if !self.plan.hostname.is_empty() {
             nix::unistd::sethostname(&self.plan.hostname).in_child("set hostname", &self.plan.hostname)?;
+        }
+        if !self.plan.domainname.is_empty() {
+            rustix::system::setdomainname(self.plan.domainname.as_bytes())
+                .in_child("set domainname", &self.plan.domainname)?;
         }
         // Nothing that is mounted or unmounted from here on reaches the host, and pivot_root wants no shared parent.
         rootfs::propagate(MountPropagationFlags::DOWNSTREAM).in_child("make mounts receive only", "/")
     }
 
-    fn has_own_uts(&self) -> bool {
-        !self.plan.hostname.is_empty()
+    /// Gives hooks their turn, of the launcher and of the container, while paths are still the host's.
+    fn show_environment(&self, standalone: &Standalone<'_>) -> Result<(), Failure> {
+        self.reporter.environment().in_child("report", "environment")?;
+        self.reporter.wait_for_go()?;
+        let Some(hooks) = &self.plan.hooks else { return Ok(()) };
+        hooks::run("createContainer", &hooks.create_container, &|| {
+            (standalone.state)(Phase::Creating, std::process::id())
+        })
+    }
+
+    /// Tells the creator that all is done, waits for the one who starts the program, and reports to them from then on.
+    fn wait_for_start(&self, standalone: &Standalone<'_>) -> i32 {
+        let created = self.reporter.created().in_child("report", "created");
+        let starter = match created.and_then(|()| standalone.door.wait()) {
+            Ok(starter) => starter,
+            Err(failure) => return tell(&self.reporter, failure),
+        };
+        match self.start_hooks(standalone) {
+            Ok(()) => self.become_program(&starter),
+            Err(failure) => tell(&starter, failure),
+        }
+    }
+
+    fn start_hooks(&self, standalone: &Standalone<'_>) -> Result<(), Failure> {
+        let Some(hooks) = &self.plan.hooks else { return Ok(()) };
+        hooks::run("startContainer", &hooks.start_container, &|| (standalone.state)(Phase::Created, std::process::id()))
     }
 
     /// Mounts and makes all that is inside the root.
@@ -115,8 +163,7 @@ impl Init<'_> {
     /// Takes away what the container must not change, now that everything is in place.
     fn close_up(&self, root: &OwnedFd) -> Result<(), Failure> {
         let place = Root::new(root);
-        let own = Own { uts: self.pod.own().uts || self.has_own_uts(), ..self.pod.own() };
-        sysctl::write_all(&self.plan.sysctls, own, Cause::LaunchFailed)?;
+        sysctl::write_all(&self.plan.sysctls, self.namespaces.own(), Cause::LaunchFailed)?;
         // A read-only copy taken after the masks keeps them; the other way round it would be below them.
         masks::make_read_only(place, &self.plan.readonly_paths)?;
         masks::mask(place, &self.plan.masked_paths)

@@ -73,6 +73,10 @@ impl Pending {
                 }
                 Ok(Report::Ready) => self.ready = true,
                 Ok(Report::Failed(failure)) => return Some(Err(failure)),
+                // What only a container without a pod says.
+                Ok(Report::Environment | Report::Created) => {
+                    return Some(Err(Failure::internal("read the launch status", self.pid, Errno::BADMSG)));
+                }
                 Ok(Report::End) if self.ready => return Some(Ok(())),
                 Ok(Report::End) => return Some(Err(ended_early(self.pid))),
                 Err(Errno::AGAIN) => return None,
@@ -84,7 +88,7 @@ impl Pending {
 }
 
 /// The child is gone without a word: killed, by the OOM killer most likely, since the limits hold during the set-up.
-fn ended_early(pid: u32) -> Failure {
+pub(crate) fn ended_early(pid: u32) -> Failure {
     Failure {
         cause: Cause::LaunchFailed,
         step: "set up".to_owned(),

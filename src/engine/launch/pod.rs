@@ -5,11 +5,10 @@ use std::path::Path;
 
 use nix::sched::CloneFlags;
 use podwright_plan::wire::{Cause, NamespaceMode, PodPlan};
-use podwright_sys::clone::{Child, Fork};
+use podwright_sys::clone::Child;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::{DumpableBehavior, Signal, set_dumpable_behavior};
-use rustix::thread::{LinkNameSpaceType, ThreadNameSpaceType, move_into_link_name_space, move_into_thread_name_spaces};
 
 use crate::failure::{Failure, Named};
 use crate::shared_mounts::SharedMounts;
@@ -20,8 +19,6 @@ use crate::{cgroup, reaper};
 #[derive(Debug)]
 pub struct Pod {
     netns: OwnedFd,
-    /// The shim's own pid namespace, to return to.
-    pid_namespace: OwnedFd,
     own: Own,
     mounts: Option<SharedMounts>,
     reaper: Option<Child>,
@@ -54,13 +51,7 @@ impl Pod {
             Some(mounts) if plan.shared_pid => Some(reaper::spawn(mounts)?),
             _ => None,
         };
-        Ok(Self {
-            netns: namespace("net")?,
-            pid_namespace: namespace("pid")?,
-            own,
-            mounts: if plan.shm_size > 0 { mounts } else { None },
-            reaper,
-        })
+        Ok(Self { netns: namespace("net")?, own, mounts: if plan.shm_size > 0 { mounts } else { None }, reaper })
     }
 
     /// The pod's network namespace (the host's when the plan says so).
@@ -86,28 +77,6 @@ impl Pod {
             Ok(()) | Err(Errno::SRCH) => Ok(()),
             Err(errno) => Err(Failure::internal("kill the pid namespace's init", reaper.pid, errno)),
         }
-    }
-
-    /// Forks in the pid namespace that `of` is in, or the caller's own without it. The kernel refuses mostly for the cgroup:
-    /// `subject` names it.
-    pub(crate) fn fork_in(
-        &self,
-        of: Option<BorrowedFd<'_>>,
-        fork: &Fork<'_>,
-        subject: &str,
-        child: impl FnOnce() -> i32,
-    ) -> Result<Child, Failure> {
-        let Some(of) = of else { return fork.spawn(child).in_shim("fork", subject) };
-        // Only children are affected: the caller's own pid namespace never changes.
-        move_into_thread_name_spaces(of, ThreadNameSpaceType::PROCESS_ID).in_shim("enter the pid namespace", "")?;
-        let forked = fork.spawn(child).in_shim("fork", subject);
-        let returned = move_into_link_name_space(self.pid_namespace.as_fd(), Some(LinkNameSpaceType::ProcessID))
-            .in_shim("return to the pid namespace", "");
-        if let (Err(_), Ok(child)) = (&returned, &forked) {
-            // Nobody would know of it; that it is gone already is no matter.
-            let _ = rustix::process::pidfd_send_signal(&child.pidfd, Signal::KILL);
-        }
-        returned.and(forked)
     }
 
     pub(crate) fn shared_pid(&self) -> Option<BorrowedFd<'_>> {

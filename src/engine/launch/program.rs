@@ -124,7 +124,7 @@ fn prepare(process: &Process, reporter: &Reporter) -> Result<(), Failure> {
     rustix::process::umask(Mode::from_raw_mode(user.umask.unwrap_or(DEFAULT_UMASK)));
     // Signals were blocked for the shim's own reading of them.
     signals::reset().in_child("reset signals", "")?;
-    fds::close_on_exec_above_stdio().in_child("close descriptors on exec", "")?;
+    fds::close_on_exec_above_stdio(process.preserve_fds).in_child("close descriptors on exec", "")?;
     // The last message but a failure of the two steps below, which the filter may not let through.
     reporter.ready().in_child("report", "ready")?;
     if process.no_new_privileges {

@@ -17,7 +17,7 @@ use crate::shared_mounts::SharedMounts;
 pub(crate) fn spawn(mounts: &SharedMounts) -> Result<Child, Failure> {
     let (confined, report) = pipe_with(PipeFlags::CLOEXEC).in_shim("make pipe", "")?;
     let [pod, host] = mounts.descriptors();
-    let fork = Fork { new_pid_namespace: true, cgroup: None, keep: &[pod, host, report.as_fd()] };
+    let fork = Fork { new_pid_namespace: true, keep: &[pod, host, report.as_fd()], ..Fork::default() };
     let child = fork
         .spawn(|| match confine(mounts) {
             Ok(()) => reap(),
@@ -59,7 +59,7 @@ fn confine(mounts: &SharedMounts) -> Result<(), Errno> {
     rustix::thread::set_no_new_privs(true)?;
     caps::set(caps::Sets { effective: 0, permitted: 0, inheritable: 0 })?;
     // The descriptors of both mount namespaces among them: /proc/1/fd would give them away.
-    podwright_sys::fds::close_all_but(&[])
+    podwright_sys::fds::close_all_but(&[], 0)
 }
 
 fn reap() -> i32 {

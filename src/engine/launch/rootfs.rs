@@ -13,6 +13,7 @@ use rustix::mount::{
 
 use crate::failure::{Failure, Named};
 use crate::fscontext::FsContext;
+use crate::sources;
 
 /// The longest data that mount(2) takes: a page.
 pub(crate) const PAGE: usize = 4096;
@@ -23,9 +24,26 @@ pub(crate) fn propagate(propagation: MountPropagationFlags) -> Result<(), Errno>
     change(root, Change { propagation, recursive: true, ..Change::default() })
 }
 
-/// Mounts the overlay of a plan and attaches it over the root of the calling process's mount namespace, where paths of
-/// the process do not go: its own root is below. The descriptor is the new root.
-pub(crate) fn assemble(plan: &Rootfs) -> Result<OwnedFd, Failure> {
+/// Clones the directory that a plan has as its root, while the process is in the host's mount namespace; `None` for layers.
+pub(crate) fn open(plan: &Rootfs) -> Result<Option<OwnedFd>, Failure> {
+    if plan.path.is_empty() {
+        return Ok(None);
+    }
+    sources::clone_tree(Path::new(&plan.path), "open root file system", true).map(Some)
+}
+
+/// Attaches the new root in the calling process's mount namespace; the descriptor is the root. A directory becomes a mount
+/// where it is, since that is where hooks look for it. An overlay of a plan's layers goes over the root of the namespace,
+/// where paths of the process do not go: its own root is below.
+pub(crate) fn assemble(plan: &Rootfs, directory: Option<OwnedFd>) -> Result<OwnedFd, Failure> {
+    if let Some(tree) = directory {
+        // Cloned in the host's namespace it would be the host's peer.
+        let receives = Change { propagation: MountPropagationFlags::DOWNSTREAM, recursive: true, ..Change::default() };
+        change(&tree, receives).in_child("make mounts receive only", &plan.path)?;
+        move_mount(&tree, "", CWD, &*plan.path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+            .in_child("attach root file system", &plan.path)?;
+        return Ok(tree);
+    }
     // Before 6.7 there is no "lowerdir+", and "lowerdir" in a single fsconfig call is limited to 255 bytes.
     match detached(plan)? {
         Some(overlay) => {

@@ -12,7 +12,7 @@ use rustix::fs::CWD;
 use rustix::mount::{OpenTreeFlags, open_tree};
 
 use crate::failure::{Failure, Named};
-use crate::pod::Pod;
+use crate::shared_mounts::SharedMounts;
 
 /// What one mount of a plan starts from.
 #[derive(Debug)]
@@ -26,14 +26,14 @@ pub(crate) enum Source {
 }
 
 /// Opens the sources of a plan's mounts, in their order.
-pub(crate) fn open_all(pod: &Pod, plan: &ContainerPlan) -> Result<Vec<Source>, Failure> {
-    plan.mounts.iter().map(|mount| open(pod, plan, mount)).collect()
+pub(crate) fn open_all(shared: Option<&SharedMounts>, plan: &ContainerPlan) -> Result<Vec<Source>, Failure> {
+    plan.mounts.iter().map(|mount| open(shared, plan, mount)).collect()
 }
 
-fn open(pod: &Pod, plan: &ContainerPlan, mount: &Mount) -> Result<Source, Failure> {
+fn open(shared: Option<&SharedMounts>, plan: &ContainerPlan, mount: &Mount) -> Result<Source, Failure> {
     match &mount.kind {
         Some(mount::Kind::Bind(bind)) => clone_bind(bind).map(Source::Tree),
-        Some(mount::Kind::Shm(_)) => match pod.mounts() {
+        Some(mount::Kind::Shm(_)) => match shared {
             Some(mounts) => mounts.clone_shm().map(Source::Tree),
             // The pod is in the host's IPC namespace.
             None => clone_tree(Path::new("/dev/shm"), "clone the host's shared memory", false).map(Source::Tree),
@@ -56,7 +56,7 @@ fn clone_bind(bind: &BindMount) -> Result<OwnedFd, Failure> {
     clone_tree(Path::new(&bind.source), "open bind source", bind.recursive)
 }
 
-fn clone_tree(path: &Path, step: &str, recursive: bool) -> Result<OwnedFd, Failure> {
+pub(crate) fn clone_tree(path: &Path, step: &str, recursive: bool) -> Result<OwnedFd, Failure> {
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     flags.set(OpenTreeFlags::AT_RECURSIVE, recursive);
     open_tree(CWD, path, flags).in_child(step, path.display())

@@ -1,19 +1,20 @@
 //! Starts a container: what the shim does before and at the fork of its init.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use podwright_plan::wire::{CgroupPlan, ContainerPlan, NamespaceMode};
 use podwright_sys::clone::{Child, Fork};
 
-use crate::cgroup;
 use crate::failure::{Failure, Named};
 use crate::init::Init;
+use crate::namespaces::{Namespaces, PidNamespace};
 use crate::pending::{Pending, Stdio};
 use crate::pod::Pod;
 use crate::program::Program;
 use crate::status::{self, Reporter};
 use crate::streams::Streams;
+use crate::{cgroup, pid_namespace};
 
 /// Makes the container's cgroups, forks its init into them and returns at once.
 ///
@@ -26,8 +27,11 @@ pub fn start(pod: &Pod, plan: &ContainerPlan) -> Result<Pending, Failure> {
     let rootfs = plan.rootfs.as_ref().ok_or_else(|| missing("rootfs"))?;
     let program = Program::of(process)?;
     let pid_namespace = match plan.pid() {
-        NamespaceMode::NamespacePod => Some(pod.shared_pid().ok_or_else(|| missing("the pod's pid namespace"))?),
-        NamespaceMode::NamespacePrivate | NamespaceMode::NamespaceHost => None,
+        NamespaceMode::NamespacePod => {
+            PidNamespace::Of(pod.shared_pid().ok_or_else(|| missing("the pod's pid namespace"))?)
+        }
+        NamespaceMode::NamespacePrivate => PidNamespace::New,
+        NamespaceMode::NamespaceHost => PidNamespace::Inherited,
     };
     let (streams, stdio) = match process.terminal {
         true => (Streams::default(), Stdio::AwaitsConsole),
@@ -36,9 +40,10 @@ pub fn start(pod: &Pod, plan: &ContainerPlan) -> Result<Pending, Failure> {
     let (receiver, reporter) = status::pair().in_shim("make status socket", "")?;
     let group = plan.cgroup.clone().unwrap_or_default();
     let made = cgroup::make(&group)?;
-    let init = Init { pod, plan, process, rootfs, program, streams, reporter };
-    let forked = fork(pod, &group, plan.pid() == NamespaceMode::NamespacePrivate, pid_namespace, init);
-    match forked {
+    let namespaces = Namespaces::in_pod(plan, pod.own());
+    let shared = pod.mounts();
+    let init = Init { shared, namespaces, plan, process, rootfs, program, streams, reporter, standalone: None };
+    match fork(&group, pid_namespace, &init) {
         Ok(child) => Ok(Pending::new(child, stdio, receiver)),
         Err(failure) => {
             made.undo();
@@ -47,19 +52,11 @@ pub fn start(pod: &Pod, plan: &ContainerPlan) -> Result<Pending, Failure> {
     }
 }
 
-fn fork(
-    pod: &Pod,
-    group: &CgroupPlan,
-    new_pid_namespace: bool,
-    pid_namespace: Option<BorrowedFd<'_>>,
-    init: Init<'_>,
-) -> Result<Child, Failure> {
+fn fork(group: &CgroupPlan, pid_namespace: PidNamespace<'_>, init: &Init<'_>) -> Result<Child, Failure> {
     let cgroup = open_unified(&group.unified)?;
-    let mut keep: Vec<_> = init.streams.descriptors().collect();
-    keep.push(init.reporter.as_fd());
-    keep.extend(pod.mounts().iter().flat_map(|mounts| mounts.descriptors()));
-    let fork = Fork { new_pid_namespace, cgroup: cgroup.as_ref().map(AsFd::as_fd), keep: &keep };
-    pod.fork_in(pid_namespace, &fork, &group.unified, || tell(&init.reporter, init.run()))
+    let keep: Vec<_> = init.descriptors().collect();
+    let fork = Fork { cgroup: cgroup.as_ref().map(AsFd::as_fd), keep: &keep, ..Fork::default() };
+    pid_namespace::fork(pid_namespace, &fork, &group.unified, || init.run())
 }
 
 /// The v2 directory to clone into, `None` on a pure v1 host.

@@ -1,4 +1,4 @@
-//! What a forked process tells the shim on its way to the user's program.
+//! What a forked process tells its launcher on its way to the user's program, and the word by which it goes on.
 //!
 //! A `SOCK_SEQPACKET` pair: one message a datagram, and the end of file comes when the child's end closes, which its
 //! close-on-exec flag makes the moment of the exec. A message before the exec tells that apart from a child that was
@@ -11,6 +11,8 @@
 //!   execve                 ->     end of file: it runs
 //!   FAILURE                ->     or a step has failed, execve among them
 //! ```
+//!
+//! A container outside of a pod says more and waits more; see [`crate::standalone`].
 
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -29,6 +31,9 @@ use crate::failure::Failure;
 const READY: u8 = b'R';
 const CONSOLE: u8 = b'C';
 const FAILURE: u8 = b'F';
+const ENVIRONMENT: u8 = b'E';
+const CREATED: u8 = b'W';
+const GO: u8 = b'G';
 
 /// More than the longest failure: a path has 4096 bytes at most, and a failure carries one, with a few words.
 const LONGEST: usize = 16 << 10;
@@ -46,6 +51,8 @@ pub(crate) struct Receiver(OwnedFd);
 pub(crate) enum Report {
     Ready,
     Console(OwnedFd),
+    Environment,
+    Created,
     Failed(Failure),
     /// The child's end is closed.
     End,
@@ -71,6 +78,33 @@ impl AsFd for Receiver {
 }
 
 impl Reporter {
+    /// Reports by a connected socket.
+    pub(crate) fn new(socket: OwnedFd) -> Self {
+        Self(socket)
+    }
+
+    /// Says that namespaces, root and mounts are there.
+    pub(crate) fn environment(&self) -> Result<(), Errno> {
+        rustix::io::write(&self.0, &[ENVIRONMENT])?;
+        Ok(())
+    }
+
+    /// Says that the container waits for its start.
+    pub(crate) fn created(&self) -> Result<(), Errno> {
+        rustix::io::write(&self.0, &[CREATED])?;
+        Ok(())
+    }
+
+    /// Waits for the launcher's word.
+    pub(crate) fn wait_for_go(&self) -> Result<(), Failure> {
+        let mut word = [0];
+        match rustix::io::retry_on_intr(|| rustix::io::read(&self.0, &mut word)) {
+            Ok(1) if word == [GO] => Ok(()),
+            Ok(_) => Err(Failure::launch("wait for the launcher", "", Errno::CONNRESET)),
+            Err(errno) => Err(Failure::launch("wait for the launcher", "", errno)),
+        }
+    }
+
     /// Says that the user's program is next.
     pub(crate) fn ready(&self) -> Result<(), Errno> {
         // write(2), not sendmsg(2): a seccomp filter that allows little allows this.
@@ -99,6 +133,17 @@ impl Reporter {
 }
 
 impl Receiver {
+    /// Listens to a connected socket.
+    pub(crate) fn new(socket: OwnedFd) -> Self {
+        Self(socket)
+    }
+
+    /// Gives the process the word to go on.
+    pub(crate) fn go(&self) -> Result<(), Errno> {
+        rustix::net::send(&self.0, &[GO], SendFlags::NOSIGNAL)?;
+        Ok(())
+    }
+
     /// Takes the next message; `EAGAIN` when there is none yet.
     pub(crate) fn receive(&self) -> Result<Report, Errno> {
         let mut bytes = vec![0; LONGEST];
@@ -122,6 +167,8 @@ impl Receiver {
         };
         match (*tag, descriptor) {
             (READY, None) => Ok(Report::Ready),
+            (ENVIRONMENT, None) => Ok(Report::Environment),
+            (CREATED, None) => Ok(Report::Created),
             (CONSOLE, Some(master)) => Ok(Report::Console(master)),
             (FAILURE, None) => match wire::Failure::decode(body) {
                 Ok(failure) => Ok(Report::Failed(failure.into())),

@@ -35,6 +35,16 @@ impl Streams {
         Ok((streams, ours))
     }
 
+    /// The calling process's own, which the process is to have too.
+    pub(crate) fn inherited() -> Result<Self, Errno> {
+        let copy = |stream: BorrowedFd<'_>| rustix::io::fcntl_dupfd_cloexec(stream, 3).map(Some);
+        Ok(Self {
+            stdin: copy(rustix::stdio::stdin())?,
+            stdout: copy(rustix::stdio::stdout())?,
+            stderr: copy(rustix::stdio::stderr())?,
+        })
+    }
+
     /// What a forked process needs to keep.
     pub(crate) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         [&self.stdin, &self.stdout, &self.stderr].into_iter().flatten().map(AsFd::as_fd)

@@ -14,4 +14,4 @@ pub mod wire {
 /// The protocol's major version: both sides must have the same.
 pub const MAJOR: u32 = 1;
 /// The protocol's minor version: raised when a field or an operation is added.
-pub const MINOR: u32 = 2;
+pub const MINOR: u32 = 3;

@@ -21,13 +21,13 @@ pub(crate) const CASES: &[Case] = &[
 ];
 
 /// Runs an exec to its end and removes its cgroup.
-fn run(fixture: &Fixture, container: &Running, plan: &ExecPlan, input: &str) -> Result<Ended, Failure> {
+fn run(container: &Running, plan: &ExecPlan, input: &str) -> Result<Ended, Failure> {
     let (stdin, to_stdin) = pipe_with(PipeFlags::CLOEXEC).unwrap();
     let (from_stdout, stdout) = pipe_with(PipeFlags::CLOEXEC).unwrap();
     let (from_stderr, stderr) = pipe_with(PipeFlags::CLOEXEC).unwrap();
     let stdio = ExecStdio { stdin: Some(stdin), stdout: Some(stdout), stderr: Some(stderr) };
     let leaf = container.facts.exec_dir(&plan.exec_id).unwrap();
-    let pending = exec(&fixture.pod, container.target(), plan, stdio)?;
+    let pending = exec(container.target(), plan, stdio)?;
     rustix::io::write(&to_stdin, input.as_bytes()).unwrap();
     drop(to_stdin);
     let settled = settle(pending, container.facts.clone());
@@ -55,7 +55,7 @@ fn an_exec_is_in_the_container() {
     let process = plan.process.as_mut().unwrap();
     process.env.push(b"A=from-env".to_vec());
     process.cwd = "/etc".into();
-    let ended = run(&fixture, &container, &plan, "").unwrap();
+    let ended = run(&container, &plan, "").unwrap();
     let expected = "in-container\nown\nsleep\nfrom-env\n/etc\n4\nCapEff:\t00000000a80425fb\nNoNewPrivs:\t1\n1\n";
     assert_eq!((ended.code, &*ended.stdout, &*ended.stderr), (42, expected, "err\n"));
     container.kill();
@@ -69,7 +69,7 @@ fn an_exec_is_the_callers_child_in_every_pid_mode() {
         let container = fixture.start(&plan).unwrap();
         // The same pid namespace as the container's init, seen from inside and out.
         let script = "readlink /proc/self/ns/pid; readlink /proc/self/ns/mnt";
-        let ended = run(&fixture, &container, &exec_plan("1", script), "").unwrap();
+        let ended = run(&container, &exec_plan("1", script), "").unwrap();
         let namespace = |kind: &str| {
             let link = std::fs::read_link(format!("/proc/{}/ns/{kind}", container.pid)).unwrap();
             link.to_str().unwrap().to_owned()
@@ -85,7 +85,7 @@ fn an_exec_has_a_user_and_input() {
     let container = fixture.start(&sleeper(&fixture)).unwrap();
     let mut plan = exec_plan("1", "id -u; id -g; cat; echo again > /dev/stdout");
     plan.process.as_mut().unwrap().user = Some(User { uid: 7, gid: 8, ..User::default() });
-    let ended = run(&fixture, &container, &plan, "input\n").unwrap();
+    let ended = run(&container, &plan, "input\n").unwrap();
     assert_eq!((ended.code, &*ended.stdout), (0, "7\n8\ninput\nagain\n"), "{}", ended.stderr);
     container.kill();
     fixture.finish();
@@ -98,7 +98,7 @@ fn an_exec_has_a_terminal() {
     let process = plan.process.as_mut().unwrap();
     process.terminal = true;
     process.console_size = Some(ConsoleSize { width: 100, height: 20 });
-    let pending = exec(&fixture.pod, container.target(), &plan, ExecStdio::default()).unwrap();
+    let pending = exec(container.target(), &plan, ExecStdio::default()).unwrap();
     let running = settle(pending, container.facts.clone()).unwrap();
     let Stdio::Console(master) = &running.stdio else { panic!("no console") };
     assert_eq!(read_all(master), "/dev/pts/0\r\n20 100\r\n\r\n");
@@ -113,13 +113,13 @@ fn an_exec_of_nothing_is_told_apart() {
     let container = fixture.start(&sleeper(&fixture)).unwrap();
     let mut plan = exec_plan("1", "");
     plan.process.as_mut().unwrap().args = vec![b"no-such".to_vec()];
-    let failure = run(&fixture, &container, &plan, "").unwrap_err();
+    let failure = run(&container, &plan, "").unwrap_err();
     let seen = (failure.cause, &*failure.step, &*failure.subject, failure.kernel_error());
     assert_eq!(seen, (Cause::ExecFailed, "execve", "no-such", Some(Errno::NOENT)));
 
     let mut plan = exec_plan("2", "true");
     plan.process.as_mut().unwrap().cwd = "/no/such".into();
-    let failure = run(&fixture, &container, &plan, "").unwrap_err();
+    let failure = run(&container, &plan, "").unwrap_err();
     let seen = (failure.cause, &*failure.step, failure.kernel_error());
     assert_eq!(seen, (Cause::LaunchFailed, "open working directory", Some(Errno::NOENT)));
     container.kill();
@@ -132,7 +132,7 @@ fn an_execs_tree_dies_with_its_cgroup() {
     let (from_stdout, stdout) = pipe_with(PipeFlags::CLOEXEC).unwrap();
     let plan = exec_plan("1", "sleep 1000 & sleep 1000 & echo up; exec sleep 1000");
     let stdio = ExecStdio { stdout: Some(stdout), ..ExecStdio::default() };
-    let pending = exec(&fixture.pod, container.target(), &plan, stdio).unwrap();
+    let pending = exec(container.target(), &plan, stdio).unwrap();
     let running = settle(pending, container.facts.clone()).unwrap();
     let mut line = [0; 3];
     rustix::io::read(&from_stdout, &mut line).unwrap();
@@ -148,7 +148,7 @@ fn an_execs_tree_dies_with_its_cgroup() {
     assert!(!leaf.exists());
     // The container is untouched.
     assert!(Path::new(&format!("/proc/{}", container.pid)).exists());
-    assert_eq!(run(&fixture, &container, &exec_plan("2", "exit 9"), "").unwrap().code, 9);
+    assert_eq!(run(&container, &exec_plan("2", "exit 9"), "").unwrap().code, 9);
     container.kill();
     fixture.finish();
 }
@@ -158,7 +158,7 @@ fn an_exec_into_a_dead_container_leaves_nothing() {
     let container = fixture.start(&sleeper(&fixture)).unwrap();
     cgroup::kill(container.facts.kill_dir().unwrap()).unwrap();
     crate::fixture::wait_readable(&container.pidfd);
-    let failure = run(&fixture, &container, &exec_plan("1", "true"), "").unwrap_err();
+    let failure = run(&container, &exec_plan("1", "true"), "").unwrap_err();
     assert_eq!((failure.cause, failure.kernel_error()), (Cause::Internal, Some(Errno::SRCH)), "{failure}");
     assert!(!container.facts.exec_dir("1").unwrap().exists());
     container.end();

@@ -1,0 +1,200 @@
+//! Containers outside of a pod: created by one command, which then ends, and started by another one.
+//!
+//! ```text
+//! creator                          container's process
+//!   fork                      ->     waits: its cgroup may be another's to give
+//!   go                        ->     namespaces, root, mounts
+//!                             <-     ENVIRONMENT: all is there but the pivot
+//!   createRuntime hooks, go   ->     createContainer hooks, pivot
+//!                             <-     CREATED
+//!   ends                             waits at its door
+//!
+//! starter                          container's process
+//!   go                        ->     startContainer hooks, user, capabilities, seccomp, execve
+//!                             <-     READY, and the end of file
+//! ```
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use podwright_plan::wire::ContainerPlan;
+use podwright_sys::clone::Fork;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
+
+use crate::cgroup::{self, Made};
+use crate::door::{self, Door};
+use crate::failure::{Failure, Named};
+use crate::init::Init;
+use crate::namespaces::Namespaces;
+use crate::pending::ended_early;
+use crate::pid_namespace;
+use crate::program::Program;
+use crate::start::open_unified;
+use crate::status::{self, Receiver, Report};
+use crate::streams::Streams;
+
+/// At which point of a container's life a hook is run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Its environment is being made.
+    Creating,
+    /// It waits for its start.
+    Created,
+    /// Its program runs.
+    Running,
+    /// Its process has ended.
+    Stopped,
+}
+
+/// What a container has in place of a pod.
+#[derive(Clone, Copy)]
+pub struct Standalone<'a> {
+    /// Where it waits for its start.
+    pub door: &'a Door,
+    /// Writes the container's state as hooks are told it: its phase, and the pid of its process as the hook numbers it.
+    pub state: &'a dyn Fn(Phase, u32) -> Vec<u8>,
+}
+
+/// A process on its way, seen by the one that waits for it.
+#[derive(Debug)]
+pub struct Progress {
+    pid: u32,
+    status: Receiver,
+    ready: bool,
+}
+
+/// How far it has come.
+#[derive(Debug)]
+pub enum Stage {
+    /// The master of its terminal.
+    Console(OwnedFd),
+    /// Namespaces, root and mounts are there; it waits for [`Progress::go`] to make them its own.
+    Environment,
+    /// It waits for its start.
+    Created,
+    /// The user's program has been executed.
+    Running,
+}
+
+/// A container that was forked.
+#[derive(Debug)]
+pub struct Creating {
+    /// The container's init as the caller's pid namespace numbers it. It is the caller's child.
+    pub pid: u32,
+    /// Refers to the process; readable once it has exited.
+    pub pidfd: OwnedFd,
+    /// What it tells; it waits for a first [`Progress::go`].
+    pub progress: Progress,
+    made: Made,
+}
+
+impl Creating {
+    /// Removes the cgroups that were made for the container, after it has failed and was reaped.
+    pub fn undo(self) {
+        self.made.undo();
+    }
+}
+
+/// Makes the container's cgroups and forks its init into them. The calling process has one thread and is non-dumpable from
+/// here on; the container's process inherits its standard streams, or gets a terminal of the container's.
+///
+/// # Errors
+/// When the plan cannot be followed, a cgroup cannot be made, a namespace cannot be opened, or the kernel refuses the
+/// fork. Nothing is left then.
+pub fn create(plan: &ContainerPlan, standalone: Standalone<'_>) -> Result<Creating, Failure> {
+    // A process of a namespace that is joined must not trace, or open by /proc, what has not become the user's program yet.
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).in_shim("become non-dumpable", "")?;
+    let missing = |field: &str| Failure::plan("create", field, "missing");
+    let process = plan.process.as_ref().ok_or_else(|| missing("process"))?;
+    let rootfs = plan.rootfs.as_ref().ok_or_else(|| missing("rootfs"))?;
+    let program = Program::of(process)?;
+    let namespaces = Namespaces::listed(plan)?;
+    let streams = match process.terminal {
+        true => Streams::default(),
+        false => Streams::inherited().in_shim("copy standard streams", "")?,
+    };
+    let (status, reporter) = status::pair().in_shim("make status socket", "")?;
+    let group = plan.cgroup.clone().unwrap_or_default();
+    let made = cgroup::make(&group)?;
+    let init = Init {
+        shared: None,
+        namespaces,
+        plan,
+        process,
+        rootfs,
+        program,
+        streams,
+        reporter,
+        standalone: Some(standalone),
+    };
+    let forked = open_unified(&group.unified).and_then(|cgroup| {
+        let mut keep: Vec<_> = init.descriptors().collect();
+        keep.push(standalone.door.as_fd());
+        let fork = Fork {
+            cgroup: cgroup.as_ref().map(AsFd::as_fd),
+            keep: &keep,
+            keep_first: process.preserve_fds,
+            ..Fork::default()
+        };
+        pid_namespace::fork(init.namespaces.pid(), &fork, &group.unified, || init.run())
+    });
+    match forked {
+        Ok(child) => {
+            let progress = Progress { pid: child.pid, status, ready: false };
+            Ok(Creating { pid: child.pid, pidfd: child.pidfd, progress, made })
+        }
+        Err(failure) => {
+            made.undo();
+            Err(failure)
+        }
+    }
+}
+
+/// Starts a created container by its state directory: [`Stage::Running`] or a failure is what comes next.
+///
+/// # Errors
+/// `ECONNREFUSED` when the container's process is gone, `ENOENT` when it was started before.
+pub fn release(directory: BorrowedFd<'_>, pid: u32) -> Result<Progress, Failure> {
+    Ok(Progress { pid, status: door::knock(directory)?, ready: false })
+}
+
+impl Progress {
+    /// Lets the process go on.
+    ///
+    /// # Errors
+    /// When it is gone; [`Progress::advance`] says why.
+    pub fn go(&self) -> Result<(), Failure> {
+        self.status.go().in_shim("let the container's process go on", self.pid)
+    }
+
+    /// Waits for what comes next.
+    ///
+    /// # Errors
+    /// The step that failed in the process, which has exited by then or is about to.
+    pub fn advance(&mut self) -> Result<Stage, Failure> {
+        let failed = |errno| Failure::internal("read the launch status", self.pid, errno);
+        loop {
+            match self.status.receive() {
+                Ok(Report::Console(master)) => return Ok(Stage::Console(master)),
+                Ok(Report::Environment) => return Ok(Stage::Environment),
+                Ok(Report::Created) => return Ok(Stage::Created),
+                Ok(Report::Ready) => self.ready = true,
+                Ok(Report::Failed(failure)) => return Err(failure),
+                Ok(Report::End) if self.ready => return Ok(Stage::Running),
+                Ok(Report::End) => return Err(ended_early(self.pid)),
+                Err(Errno::AGAIN) => {
+                    poll(&mut [PollFd::new(&self.status, PollFlags::IN)], None)
+                        .map(drop)
+                        .or_else(interrupted)
+                        .map_err(failed)?;
+                }
+                Err(errno) => interrupted(errno).map_err(failed)?,
+            }
+        }
+    }
+}
+
+fn interrupted(errno: Errno) -> Result<(), Errno> {
+    if errno == Errno::INTR { Ok(()) } else { Err(errno) }
+}
