@@ -9,6 +9,7 @@ mod find;
 mod image;
 mod interrupt;
 mod logs;
+mod oci;
 mod progress;
 mod ps;
 mod request;
@@ -43,6 +44,9 @@ enum Command {
     /// Print the configuration
     #[command(subcommand)]
     Config(config::Config),
+    /// Run OCI containers as other tools want it: runc's command line
+    #[command(disable_help_flag = true)]
+    Oci(oci::Args),
     #[command(flatten)]
     Client(command::Command),
 }
@@ -70,6 +74,7 @@ pub(crate) fn main() -> ExitCode {
     let outcome = match line.command {
         Command::Serve(serve) => serve.run(),
         Command::Config(config) => config.run(),
+        Command::Oci(args) => args.exec().map(|never| match never {}),
         Command::Client(command) => return command::execute(line.address, command),
     };
     match outcome {

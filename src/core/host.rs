@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use podwright_compile::{CgroupLayout, HostFacts, SeccompArch};
+use podwright_compile::{CgroupLayout, HostFacts};
 use podwright_spec::HostTraits;
 use rustix::process::{Resource, getrlimit};
 use rustix::system::uname;
@@ -20,27 +20,7 @@ const SHIM: &str = "podwright-shim";
 /// # Errors
 /// When this host has no control groups, or runs on a processor whose system calls are not known here.
 pub(crate) fn facts() -> Result<HostFacts, Error> {
-    let mountinfo = read(Path::new("/proc/self/mountinfo"))?;
-    let known = read(Path::new("/proc/cgroups")).unwrap_or_default();
-    let unreadable = |source| Error::step("find the host's control groups", source);
-    // Where v2 is mounted is told by a first look, which of its controllers are free by a second.
-    let first = CgroupLayout::parse(&mountinfo, &known, "").map_err(unreadable)?;
-    let controllers = match first.v2_mount() {
-        Some(mount) => read(&mount.join("cgroup.controllers"))?,
-        None => String::new(),
-    };
-    let cgroup = CgroupLayout::parse(&mountinfo, &known, &controllers).map_err(unreadable)?;
-    let last_cap = read(Path::new("/proc/sys/kernel/cap_last_cap"))?;
-    let last_cap =
-        last_cap.trim().parse().map_err(|source| Error::step("read the kernel's last capability", source))?;
-    Ok(HostFacts {
-        cgroup,
-        last_cap,
-        seccomp_arch: SeccompArch::NATIVE,
-        kernel: kernel(),
-        apparmor: apparmor(),
-        selinux: selinux(),
-    })
+    podwright_host::facts().map_err(|source| Error::step("look at this host", source))
 }
 
 /// Reads what specifications are made with.
@@ -99,20 +79,6 @@ fn swap_accounting(cgroup: &CgroupLayout) -> bool {
     }
 }
 
-fn kernel() -> (u32, u32) {
-    let release = uname().release().to_string_lossy().into_owned();
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse().unwrap_or_default());
-    (numbers.next().unwrap_or_default(), numbers.next().unwrap_or_default())
-}
-
-fn apparmor() -> bool {
-    fs::read_to_string("/sys/module/apparmor/parameters/enabled").is_ok_and(|text| text.starts_with('Y'))
-}
-
-fn selinux() -> bool {
-    Path::new("/sys/fs/selinux/enforce").exists()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -126,7 +92,6 @@ mod tests {
     #[test]
     fn this_host_has_what_pods_need() {
         let facts = facts().unwrap();
-        assert!(facts.kernel >= (5, 15));
         assert!(traits(&facts).unwrap().capabilities != 0);
     }
 }

@@ -1,0 +1,167 @@
+//! `create`: a container's process is made ready, up to the program, and waits for its start.
+
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::Spec;
+use podwright_compile::Standalone as Given;
+use podwright_launch::{Creating, Door, Phase, Stage, Standalone, hooks};
+use podwright_plan::wire::ContainerPlan;
+use rustix::process::{Pid, Signal, WaitOptions};
+
+use crate::args::{Create, Globals};
+use crate::console;
+use crate::error::Error;
+use crate::own_binary;
+use crate::state::{Container, Home, Record, began};
+
+/// What was made.
+#[derive(Debug)]
+pub(crate) struct Created {
+    pub(crate) container: Container,
+    pub(crate) pidfd: OwnedFd,
+    /// The master of its terminal, where no socket was given for it.
+    pub(crate) console: Option<OwnedFd>,
+}
+
+/// What there is to work from.
+struct Bundle {
+    specification: Vec<u8>,
+    plan: ContainerPlan,
+    record: Record,
+}
+
+/// Does `create`.
+pub(crate) fn create(globals: &Globals, args: &Create) -> Result<(), Error> {
+    own_binary::protect()?;
+    make(globals, args, false).map(drop)
+}
+
+/// Makes a container; with `foreground` its terminal may be the caller's to serve.
+pub(crate) fn make(globals: &Globals, args: &Create, foreground: bool) -> Result<Created, Error> {
+    check_descriptors(args.preserve_fds)?;
+    // Before the working directory changes.
+    let pid_file = absolute(args.pid_file.as_deref())?;
+    let console_socket = absolute(args.console_socket.as_deref())?;
+    let bundle = read_bundle(args)?;
+    check_terminal(&bundle.plan, console_socket.as_deref(), foreground)?;
+    let home = Home::make(&globals.root, &args.id)?;
+    let made = launch(bundle, home, console_socket.as_deref())?;
+    if let Some(path) = &pid_file {
+        let pid = made.container.record.pid.to_string();
+        podwright_base::replace(path, pid.as_bytes()).map_err(Error::file("write", path))?;
+    }
+    Ok(made)
+}
+
+/// A descriptor that is promised to the program must be there, or a file of ours might get its number.
+fn check_descriptors(preserve_fds: u32) -> Result<(), Error> {
+    for fd in 3..3_u32.saturating_add(preserve_fds) {
+        if fs::symlink_metadata(format!("/proc/self/fd/{fd}")).is_err() {
+            return Err(Error::argument("--preserve-fds", preserve_fds, "is more than there are"));
+        }
+    }
+    Ok(())
+}
+
+fn absolute(path: Option<&Path>) -> Result<Option<PathBuf>, Error> {
+    path.map(|path| std::path::absolute(path).map_err(Error::file("resolve", path))).transpose()
+}
+
+fn read_bundle(args: &Create) -> Result<Bundle, Error> {
+    let given = args.bundle.as_deref().unwrap_or(Path::new("."));
+    let bundle = fs::canonicalize(given).map_err(Error::file("find bundle", given))?;
+    // Hooks run in it, and relative paths are meant from it.
+    std::env::set_current_dir(&bundle).map_err(Error::file("enter bundle", &bundle))?;
+    let path = bundle.join("config.json");
+    let specification = fs::read(&path).map_err(Error::file("read", &path))?;
+    let spec: Spec =
+        serde_json::from_slice(&specification).map_err(|source| Error::Json { path: path.clone(), source })?;
+    let facts = podwright_host::facts()?;
+    let given = Given { id: &args.id, bundle: &bundle, preserve_fds: args.preserve_fds };
+    let plan = podwright_compile::standalone(&spec, &given, &facts)
+        .map_err(|source| Error::Specification { path: path.clone(), source })?;
+    let record = Record::new(&args.id, &bundle, &plan, &spec);
+    Ok(Bundle { specification, plan, record })
+}
+
+fn check_terminal(plan: &ContainerPlan, socket: Option<&Path>, foreground: bool) -> Result<(), Error> {
+    let terminal = plan.process.as_ref().is_some_and(|process| process.terminal);
+    match (terminal, socket) {
+        (true, None) if !foreground => {
+            Err(Error::argument("--console-socket", "", "is missing: process.terminal is true"))
+        }
+        (false, Some(path)) => {
+            Err(Error::argument("--console-socket", path.display(), "is of no use: process.terminal is false"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn launch(bundle: Bundle, home: Home, console_socket: Option<&Path>) -> Result<Created, Error> {
+    let Bundle { specification, plan, mut record } = bundle;
+    let made = home.keep(&specification, &plan).and_then(|()| {
+        let door = Door::make(home.directory())?;
+        let for_hooks = record.clone();
+        let state = |phase: Phase, pid: u32| for_hooks.for_hooks(phase, pid);
+        let mut creating = podwright_launch::create(&plan, Standalone { door: &door, state: &state })?;
+        // From here on the container's process alone holds it: its end is seen by who knocks.
+        drop(door);
+        record.pid = creating.pid;
+        record.began = began(creating.pid).unwrap_or_default();
+        let console = match follow(&mut creating, &home, &record, &plan, console_socket) {
+            Ok(console) => console,
+            Err(error) => {
+                give_up(creating);
+                return Err(error);
+            }
+        };
+        Ok((creating.pidfd, console))
+    });
+    match made {
+        Ok((pidfd, console)) => Ok(Created { container: Container { home, record }, pidfd, console }),
+        Err(error) => {
+            // The first error is the one to tell; what stays is seen as a stopped container.
+            let _ = home.remove();
+            Err(error)
+        }
+    }
+}
+
+/// Goes with the process until it waits for its start.
+fn follow(
+    creating: &mut Creating,
+    home: &Home,
+    record: &Record,
+    plan: &ContainerPlan,
+    console_socket: Option<&Path>,
+) -> Result<Option<OwnedFd>, Error> {
+    home.record(record)?;
+    let progress = &mut creating.progress;
+    let mut console = None;
+    progress.go()?;
+    loop {
+        match progress.advance()? {
+            Stage::Console(master) => console = console::hand_over(master, console_socket)?,
+            Stage::Environment => {
+                if let Some(hooks) = &plan.hooks {
+                    let state = || record.for_hooks(Phase::Creating, record.pid);
+                    hooks::run("prestart", &hooks.prestart, &state)?;
+                    hooks::run("createRuntime", &hooks.create_runtime, &state)?;
+                }
+                progress.go()?;
+            }
+            Stage::Created | Stage::Running => return Ok(console),
+        }
+    }
+}
+
+fn give_up(creating: Creating) {
+    // It has failed: the failure is the one to tell.
+    let _ = rustix::process::pidfd_send_signal(&creating.pidfd, Signal::KILL);
+    if let Some(pid) = i32::try_from(creating.pid).ok().and_then(Pid::from_raw) {
+        let _ = rustix::process::waitpid(Some(pid), WaitOptions::empty());
+    }
+    creating.undo();
+}

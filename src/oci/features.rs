@@ -1,0 +1,25 @@
+//! `features`: what this runtime understands, as the specification's features document has it.
+
+use serde_json::json;
+
+use crate::args::print;
+use crate::error::Error;
+use crate::state::OCI_VERSION;
+
+/// Does `features`.
+pub(crate) fn features() -> Result<(), Error> {
+    let features = json!({
+        "ociVersionMin": "1.0.0",
+        "ociVersionMax": OCI_VERSION,
+        "hooks": ["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"],
+        "linux": {
+            "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "uts"],
+            "cgroup": { "v1": true, "v2": true, "systemd": false, "systemdUser": false, "rdma": true },
+            "seccomp": { "enabled": true },
+            "apparmor": { "enabled": true },
+            "selinux": { "enabled": true },
+            "intelRdt": { "enabled": false },
+        },
+    });
+    print(&format!("{features:#}\n"))
+}
