@@ -4,13 +4,14 @@
 //! host ports claimed on disk → plugins (ADD) → addresses on disk → host ports opened
 //! ```
 
+use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 use std::sync::Arc;
 
 use ipnet::IpNet;
 use podwright_base::PodId;
-use podwright_cni::{NetworkConfig, PORT_MAPPINGS, PortMapping, Wishes};
+use podwright_cni::{DelError, NetworkConfig, PORT_MAPPINGS, PortMapping, Wishes};
 use tokio::sync::OwnedMutexGuard;
 
 use crate::attach::{AttachError, INTERFACE, detach};
@@ -133,6 +134,20 @@ impl Join<'_> {
             Err(error) => tracing::warn!(pod.id = %self.pod, %error, "a failed attachment is not wholly undone"),
         }
     }
+}
+
+/// Records the attachments of pods that are not live and have left nothing but their pins, so that plugins undo them: the
+/// record may be lost, and with it the pod's addresses. Pods of the bridge are told by their leases.
+pub(crate) async fn recall(inner: &Inner, network: &NetworkConfig, live: &HashSet<PodId>) -> Vec<DelError> {
+    let mut failures = Vec::new();
+    // That pins cannot be listed is told by the sweep, which is to remove them.
+    for pod in inner.pins.strays(live).unwrap_or_default() {
+        if inner.leases.get(&pod).is_none_or(|lease| lease.guest.is_some()) {
+            let recalled = inner.cni.recall(network, pod.as_str(), INTERFACE, &inner.pins.path(&pod)).await;
+            failures.extend(recalled.map_err(DelError::Record).err());
+        }
+    }
+    failures
 }
 
 /// Opens the host ports that no plugin opens, and makes the pod known to the rules of other pods' ports.

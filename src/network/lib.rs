@@ -285,6 +285,9 @@ impl Network {
             errors.push(SweepError::CniConfig(error));
             None
         });
+        if let Some(network) = &network {
+            errors.extend(guest::recall(&self.0, network, live).await.into_iter().map(SweepError::Cni));
+        }
         let containers = live.iter().map(PodId::to_string).collect();
         let guests = self.0.cni.sweep(&containers, network.as_ref().filter(|_| self.0.collects)).await;
         errors.extend(guests.failures.0.into_iter().map(SweepError::Cni));

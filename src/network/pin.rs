@@ -24,17 +24,22 @@ impl Pins {
         Self { layout, prepared: Mutex::new(false) }
     }
 
+    /// Where a pod's pin is, or would be.
+    pub(crate) fn path(&self, pod: &PodId) -> PathBuf {
+        self.layout.netns(pod)
+    }
+
     /// Pins a pod's namespace and returns where.
     pub(crate) fn pin(&self, pod: &PodId, netns: BorrowedFd<'_>) -> Result<PathBuf, PinError> {
         self.prepare()?;
-        let path = self.layout.netns(pod);
+        let path = self.path(pod);
         netns::pin(netns, &path)?;
         Ok(path)
     }
 
     /// Removes a pod's pin; one that is not there is fine.
     pub(crate) fn unpin(&self, pod: &PodId) -> Result<(), PinError> {
-        netns::unpin(&self.layout.netns(pod))
+        netns::unpin(&self.path(pod))
     }
 
     /// Keeps all other daemons of the host out until the file is dropped.

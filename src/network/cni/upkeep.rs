@@ -3,7 +3,7 @@
 
 use std::collections::HashSet;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -12,7 +12,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::attach::{DelError, Failures};
 use crate::config::{NetworkConfig, Plugin};
 use crate::plugin::{Failure, Operation, PluginError};
-use crate::record::RecordError;
+use crate::record::{Record, RecordError};
 use crate::version::Version;
 use crate::{Cni, request};
 
@@ -60,6 +60,27 @@ impl Cni {
     pub async fn gc(&self, network: &NetworkConfig) -> Option<Vec<DelError>> {
         let _turn = self.0.turn.try_write().ok()?;
         self.collect(network).await
+    }
+
+    /// Records an attachment of a container to a network, if none of it is recorded: for one that is no more and may have
+    /// been attached, so that a sweep has the network's plugins undo whatever they did for it.
+    ///
+    /// # Errors
+    /// When the records cannot be read or written.
+    pub async fn recall(
+        &self,
+        network: &NetworkConfig,
+        container: &str,
+        interface: &str,
+        netns: &Path,
+    ) -> Result<(), RecordError> {
+        if !self.0.records.list(Some(container))?.is_empty() {
+            return Ok(());
+        }
+        let version = self.negotiate(network, Instant::now() + self.0.executor.limit).await;
+        let mut record = Record::new(network, version, container, interface);
+        netns.clone_into(&mut record.netns);
+        self.0.records.write(&record)
     }
 
     /// Undoes attachments of containers that are not live, then has the plugins of the present network, if there is one,

@@ -205,15 +205,19 @@ fn a_sweep_detaches_guests_that_are_not_live() {
     Lab::test(|lab| async move {
         configure(&lab, "1.0.0", &[]);
         let network = lab.open_with(&config(&lab)).await;
-        let (dead, live) = (Pod::fresh(), Pod::fresh());
+        let (dead, lost, live) = (Pod::fresh(), Pod::fresh(), Pod::fresh());
         attach(&network, &dead, &[port(Tcp, None, 8080, 80)]).await.unwrap();
+        attach(&network, &lost, &[]).await.unwrap();
         attach(&network, &live, &[]).await.unwrap();
         drop(network);
+        fs::remove_file(lab.layout("d").network().join(format!("cni/guests-{}-eth0.json", lost.id))).unwrap();
         let network = lab.open_with(&config(&lab)).await;
         let swept = network.sweep(&HashSet::from([live.id.clone()])).await;
         assert!(swept.errors.is_empty(), "{swept:?}");
-        assert_eq!((swept.attachments, swept.pins), (vec![dead.id.to_string()], vec![dead.id.clone()]));
-        assert_eq!((given(&lab), dead.netns.links()), (2, vec!["lo".to_owned()]));
+        let gone = HashSet::from([dead.id.clone(), lost.id.clone()]);
+        let attachments: HashSet<_> = swept.attachments.iter().map(|pod| pod.parse().unwrap()).collect();
+        assert_eq!((attachments, HashSet::from_iter(swept.pins)), (gone.clone(), gone));
+        assert_eq!((given(&lab), dead.netns.links(), lost.netns.links().len()), (2, vec!["lo".to_owned()], 1));
         remove(&network, &live).await;
         assert_no_guests(&lab);
     });
