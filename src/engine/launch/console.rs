@@ -48,7 +48,8 @@ impl Console {
     pub(crate) fn bind(&self, root: Root<'_>) -> Result<(), Failure> {
         let path = "/dev/console";
         let tree = sources::clone_place(&self.terminal, false).in_child("clone terminal", path)?;
-        let place = root.ensure(path, Kind::File).in_child("make mount target", path)?;
+        // A link here would have the terminal cover another file, such as one that is to be masked.
+        let place = root.without_links().ensure(path, Kind::File).in_child("make mount target", path)?;
         mounts::attach_at(&tree, &place).in_child("attach mount", path)
     }
 

@@ -20,6 +20,7 @@ use rustix::mount::{MountAttrFlags, MountPropagationFlags};
 use crate::console::{self, Console};
 use crate::failure::{Failure, Named};
 use crate::inroot::{Kind, Root};
+use crate::masks::Masks;
 use crate::namespaces::Namespaces;
 use crate::pod;
 use crate::program::{self, Program};
@@ -29,7 +30,7 @@ use crate::standalone::{Phase, Standalone};
 use crate::start::tell;
 use crate::status::Reporter;
 use crate::streams::Streams;
-use crate::{cgroup, devices, hooks, masks, mounts, rootfs, sysctl};
+use crate::{cgroup, devices, hooks, mounts, rootfs, sysctl};
 
 /// All that the forked process works from.
 pub(crate) struct Init<'a> {
@@ -162,11 +163,11 @@ impl Init<'_> {
 
     /// Takes away what the container must not change, now that everything is in place.
     fn close_up(&self, root: &OwnedFd) -> Result<(), Failure> {
-        let place = Root::new(root);
         sysctl::write_all(&self.plan.sysctls, self.namespaces.own(), Cause::LaunchFailed)?;
         // A read-only copy taken after the masks keeps them; the other way round it would be below them.
-        masks::make_read_only(place, &self.plan.readonly_paths)?;
-        masks::mask(place, &self.plan.masked_paths)
+        let masks = Masks { root: Root::new(root), plan: self.plan };
+        masks.make_read_only()?;
+        masks.mask()
     }
 
     /// Gives the root itself its attributes: pivot_root takes no shared mount.

@@ -3,7 +3,7 @@
 //! Every look-up is one `openat2(RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)`: the kernel keeps `..` and absolute symbolic
 //! links below the root, whatever changes underneath. What is missing is made relative to a directory that was opened that
 //! way, by calls that follow no link. A path never leaves the root, but a symbolic link of the image may still lead it to
-//! another place inside.
+//! another place inside; where it must not even do that, [`Root::without_links`] refuses every link.
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -27,19 +27,27 @@ pub(crate) enum Kind {
 
 /// The root directory of a container.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Root<'a>(BorrowedFd<'a>);
+pub(crate) struct Root<'a> {
+    directory: BorrowedFd<'a>,
+    resolve: ResolveFlags,
+}
 
 impl<'a> Root<'a> {
     pub(crate) fn new(root: &'a OwnedFd) -> Self {
-        Self(root.as_fd())
+        Self { directory: root.as_fd(), resolve: ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS }
+    }
+
+    /// The same root, where a path is refused with `ELOOP` when a symbolic link is on it.
+    pub(crate) fn without_links(self) -> Self {
+        Self { resolve: self.resolve | ResolveFlags::NO_SYMLINKS, ..self }
     }
 
     /// Opens what a path leads to. `flags` are those of open(2); close-on-exec is added.
     pub(crate) fn open(self, path: impl AsRef<Path>, flags: OFlags) -> Result<OwnedFd, Errno> {
-        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+        let (path, flags) = (path.as_ref(), flags | OFlags::CLOEXEC);
         let mut races = 0;
         loop {
-            match rustix::fs::openat2(self.0, path.as_ref(), flags | OFlags::CLOEXEC, Mode::empty(), resolve) {
+            match rustix::fs::openat2(self.directory, path, flags, Mode::empty(), self.resolve) {
                 Err(Errno::AGAIN) if races < MAX_RACES => races += 1,
                 result => return result,
             }
@@ -191,6 +199,22 @@ mod tests {
         assert_eq!(tree.ensure("/dangling/x", Kind::File).unwrap(), Path::new("run/deep/x"));
         assert_eq!(tree.ensure("/../../../../outside/y", Kind::File).unwrap(), Path::new("outside/y"));
         assert_eq!(tree.ensure("/loop/x", Kind::File), Err(Errno::LOOP));
+    }
+
+    #[test]
+    fn where_no_link_may_be_none_is_taken() {
+        let tree = Tree::new();
+        std::fs::create_dir(tree.dir.path().join("root/real")).unwrap();
+        tree.link("real", "link");
+        tree.link("/nowhere", "dangling");
+        let root = Root::new(&tree.root).without_links();
+        for path in ["/link", "/link/x", "/dangling", "/dangling/x"] {
+            assert_eq!(root.ensure(path, Kind::Directory).unwrap_err(), Errno::LOOP, "{path}");
+        }
+        root.ensure("/real/made/here", Kind::File).unwrap();
+        assert!(
+            tree.dir.path().join("root/real/made/here").is_file() && !tree.dir.path().join("root/nowhere").exists()
+        );
     }
 
     #[test]

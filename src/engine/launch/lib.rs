@@ -36,6 +36,7 @@ mod overlay;
 mod pending;
 mod pid_namespace;
 mod pod;
+mod procfs;
 mod program;
 mod reaper;
 mod rootfs;

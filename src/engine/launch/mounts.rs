@@ -44,6 +44,11 @@ pub(crate) fn make(root: Root<'_>, mount: &Mount, source: Source) -> Result<(), 
     }
 }
 
+/// Tells whether a mount is a procfs of the container's own.
+pub(crate) fn is_proc(mount: &Mount) -> bool {
+    matches!(&mount.kind, Some(mount::Kind::Fs(fs)) if fs.fs_type == "proc")
+}
+
 /// Attaches a detached mount at a path inside the root, which is made if it is missing.
 pub(crate) fn attach(root: Root<'_>, tree: &OwnedFd, target: &str) -> Result<(), Failure> {
     let kind = kind_of(tree).in_child("look at mount", target)?;

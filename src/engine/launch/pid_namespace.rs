@@ -1,15 +1,14 @@
 //! Forks into a pid namespace that is not the caller's: a process never changes its own, only that of its children.
 
 use std::os::fd::AsFd;
-use std::path::Path;
 
 use podwright_sys::clone::{Child, Fork};
-use rustix::fs::{Mode, OFlags};
 use rustix::process::Signal;
 use rustix::thread::{LinkNameSpaceType, ThreadNameSpaceType, move_into_link_name_space, move_into_thread_name_spaces};
 
 use crate::failure::{Failure, Named};
 use crate::namespaces::PidNamespace;
+use crate::procfs::Procfs;
 
 /// Forks into the pid namespace. The kernel refuses mostly for the cgroup: `subject` names it.
 pub(crate) fn fork(
@@ -24,9 +23,8 @@ pub(crate) fn fork(
         PidNamespace::Of(of) => of,
     };
     // The one that the caller's children are in, not the caller.
-    let path = Path::new("/proc/self/ns/pid_for_children");
-    let home = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-        .in_shim("open namespace", path.display())?;
+    let kind = "pid_for_children";
+    let home = Procfs::open().and_then(|procfs| procfs.namespace(kind)).in_shim("open namespace", kind)?;
     move_into_thread_name_spaces(of, ThreadNameSpaceType::PROCESS_ID).in_shim("enter the pid namespace", "")?;
     let forked = fork.spawn(child).in_shim("fork", subject);
     let returned = move_into_link_name_space(home.as_fd(), Some(LinkNameSpaceType::ProcessID))

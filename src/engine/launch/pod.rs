@@ -6,11 +6,11 @@ use std::path::Path;
 use nix::sched::CloneFlags;
 use podwright_plan::wire::{Cause, NamespaceMode, PodPlan};
 use podwright_sys::clone::Child;
-use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::{DumpableBehavior, Signal, set_dumpable_behavior};
 
 use crate::failure::{Failure, Named};
+use crate::procfs::Procfs;
 use crate::shared_mounts::SharedMounts;
 use crate::sysctl::{self, Own};
 use crate::{cgroup, reaper};
@@ -113,13 +113,12 @@ fn isolate(plan: &PodPlan) -> Result<Own, Failure> {
 /// Sets the calling process's badness for the OOM killer. Lowering it takes `CAP_SYS_RESOURCE`, which a host may have
 /// kept from us: the default score is no reason not to run.
 pub(crate) fn adjust_oom_score(score: i32) -> Result<(), Errno> {
-    match cgroup::write_file(Path::new("/proc/self/oom_score_adj"), score.to_string().as_bytes()) {
+    match Procfs::open()?.write("self/oom_score_adj", score.to_string().as_bytes()) {
         Err(Errno::ACCESS | Errno::PERM) => Ok(()),
         result => result,
     }
 }
 
 fn namespace(kind: &str) -> Result<OwnedFd, Failure> {
-    let path = Path::new("/proc/self/ns").join(kind);
-    rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).in_shim("open namespace", path.display())
+    Procfs::open().and_then(|procfs| procfs.namespace(kind)).in_shim("open namespace", kind)
 }

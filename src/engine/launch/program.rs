@@ -3,7 +3,6 @@
 
 use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
 
 use podwright_plan::wire::{Capabilities, Cause, Process, User};
 use podwright_sys::{caps, fds, rlimit, seccomp, signals};
@@ -13,8 +12,8 @@ use rustix::thread::{
     set_keep_capabilities, set_no_new_privs, set_thread_groups, set_thread_res_gid, set_thread_res_uid,
 };
 
-use crate::cgroup::write_file;
 use crate::failure::{Failure, Named};
+use crate::procfs::Procfs;
 use crate::status::Reporter;
 
 /// Where a program without a slash in its name is looked for when the environment does not say.
@@ -82,18 +81,23 @@ fn candidates(name: &CString, env: &[CString]) -> Vec<CString> {
 /// Tells the security module which domain the program is to run in. The host's /proc must be in view: in the container it
 /// may be anything.
 pub(crate) fn label(process: &Process) -> Result<(), Failure> {
+    if process.apparmor_profile.is_empty() && process.selinux_label.is_empty() {
+        return Ok(());
+    }
+    let procfs = Procfs::open().in_child("open the host's", "/proc")?;
     if !process.apparmor_profile.is_empty() {
         let command = format!("exec {}", process.apparmor_profile);
         // The second is AppArmor's only where no other module is in use beside it, and on kernels before 5.8.
-        let own = write_file(Path::new("/proc/self/attr/apparmor/exec"), command.as_bytes());
+        let own = procfs.write("self/attr/apparmor/exec", command.as_bytes());
         let result = match own {
-            Err(Errno::NOENT) => write_file(Path::new("/proc/self/attr/exec"), command.as_bytes()),
+            Err(Errno::NOENT) => procfs.write("self/attr/exec", command.as_bytes()),
             result => result,
         };
         result.in_child("set AppArmor profile", &process.apparmor_profile)?;
     }
     if !process.selinux_label.is_empty() {
-        write_file(Path::new("/proc/self/attr/exec"), process.selinux_label.as_bytes())
+        procfs
+            .write("self/attr/exec", process.selinux_label.as_bytes())
             .in_child("set SELinux label", &process.selinux_label)?;
     }
     Ok(())

@@ -5,12 +5,13 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{CWD, Mode, OFlags};
+use rustix::fs::CWD;
 use rustix::mount::{MountAttrFlags, MountPropagationFlags, OpenTreeFlags};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::failure::{Failure, Named};
 use crate::fscontext::FsContext;
+use crate::procfs::Procfs;
 use crate::rootfs;
 
 /// Bytes of a tmpfs that nothing is meant to be written to.
@@ -80,5 +81,5 @@ fn fill(size: u64) -> Result<OwnedFd, Failure> {
 }
 
 fn open_namespace() -> Result<OwnedFd, rustix::io::Errno> {
-    rustix::fs::open("/proc/self/ns/mnt", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+    Procfs::open()?.namespace("mnt")
 }

@@ -4,8 +4,8 @@ use std::path::{Component, Path};
 
 use podwright_plan::wire::{Cause, Sysctl};
 
-use crate::cgroup::write_file;
 use crate::failure::Failure;
+use crate::procfs::Procfs;
 
 /// Which namespaces the process about to write has to itself.
 #[derive(Debug, Clone, Copy, Default)]
@@ -31,11 +31,16 @@ const IPC: [&str; 8] = [
 ///
 /// A parameter that is not of an own namespace would change the host (the writer is root there), so it is refused.
 pub(crate) fn write_all(sysctls: &[Sysctl], own: Own, cause: Cause) -> Result<(), Failure> {
+    if sysctls.is_empty() {
+        return Ok(());
+    }
+    let procfs = Procfs::open().map_err(|errno| Failure::new(cause, "open the host's", "/proc", errno))?;
     for Sysctl { path, value } in sysctls {
         if !is_own(path, own) {
             return Err(Failure::plan("set sysctl", path, "it is not of a namespace that the pod has to itself"));
         }
-        write_file(&Path::new("/proc/sys").join(path), value.as_bytes())
+        procfs
+            .write(Path::new("sys").join(path), value.as_bytes())
             .map_err(|errno| Failure::new(cause, "set sysctl", path, errno).with_detail(&**value))?;
     }
     Ok(())

@@ -12,6 +12,8 @@ use crate::fixture::{Fixture, bind, has_v1};
 pub(crate) const CASES: &[Case] = &[
     ("devices_and_links_are_there", devices_and_links_are_there),
     ("masked_and_read_only_paths_hold", masked_and_read_only_paths_hold),
+    ("a_mask_is_not_led_astray", a_mask_is_not_led_astray),
+    ("a_link_is_no_place_for_a_terminal", a_link_is_no_place_for_a_terminal),
     ("a_read_only_root_still_gets_its_mount_points", a_read_only_root_still_gets_its_mount_points),
     ("writes_go_to_the_upper_layer", writes_go_to_the_upper_layer),
     ("links_of_an_image_lead_nowhere_outside", links_of_an_image_lead_nowhere_outside),
@@ -41,6 +43,37 @@ fn masked_and_read_only_paths_hold() {
     assert_eq!(lines.len(), 5, "{lines:?} {}", ended.stderr);
     assert_eq!(lines[..2], ["0", "0"]);
     assert!(lines[2..].iter().all(|line| line.contains("Read-only file system")), "{lines:?}");
+    fixture.finish();
+}
+
+/// A plan whose /proc an image moves away: the masked file would stay readable by another name.
+fn a_mask_is_not_led_astray() {
+    let fixture = Fixture::new();
+    let mut plan = fixture.plan("c", "true");
+    plan.masked_paths.extend(["/proc/kcore".into(), "/proc/timer_list".into(), "/proc/scsi".into()]);
+    let ended = fixture.run(&plan);
+    assert_eq!(ended.code, 0, "a path that is listed twice: {ended:?}");
+    let volume = fixture.path("volume");
+    std::fs::write(volume.join("kcore"), "not the real one").unwrap();
+    // What is mounted there by the plan itself is no trap.
+    let mut other = fixture.plan("o", "cat /proc/kcore");
+    other.mounts.retain(|mount| mount.target != "/proc");
+    other.readonly_paths.clear();
+    other.mounts.push(bind(&volume, "/proc"));
+    let ended = fixture.run(&other);
+    assert_eq!((ended.code, &*ended.stdout), (0, ""), "{}", ended.stderr);
+    fixture.finish();
+}
+
+fn a_link_is_no_place_for_a_terminal() {
+    let fixture = Fixture::new();
+    symlink("/proc/sysrq-trigger", fixture.path("layers/top/dev").join("console")).unwrap();
+    let mut plan = fixture.plan("c", "true");
+    plan.mounts.retain(|mount| mount.target != "/dev");
+    plan.process.as_mut().unwrap().terminal = true;
+    let failure = fixture.fail(&plan);
+    let seen = (&*failure.step, &*failure.subject, failure.kernel_error());
+    assert_eq!(seen, ("make mount target", "/dev/console", Some(Errno::LOOP)), "{failure}");
     fixture.finish();
 }
 
@@ -99,9 +132,9 @@ fn links_of_an_image_lead_nowhere_outside() {
 fn a_magic_link_is_no_working_directory() {
     let fixture = Fixture::new();
     let mut plan = fixture.plan("c", "ls");
-    plan.process.as_mut().unwrap().cwd = "/proc/self/fd/3".into();
+    plan.process.as_mut().unwrap().cwd = "/proc/self/cwd".into();
     let failure = fixture.fail(&plan);
-    assert_eq!((&*failure.subject, failure.kernel_error()), ("/proc/self/fd/3", Some(Errno::LOOP)));
+    assert_eq!((&*failure.subject, failure.kernel_error()), ("/proc/self/cwd", Some(Errno::LOOP)));
     fixture.finish();
 }
 
