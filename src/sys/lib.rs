@@ -10,12 +10,15 @@ pub mod cgroup;
 pub mod clone;
 pub mod fds;
 pub mod idle_memory;
+pub mod keyring;
 pub mod loopback;
 pub mod mount;
 pub mod netns;
+pub mod personality;
 #[cfg(feature = "testing")]
 pub mod power_cut;
 pub mod rlimit;
+pub mod scheduling;
 pub mod seccomp;
 pub mod signalling;
 pub mod signals;

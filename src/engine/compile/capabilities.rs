@@ -1,5 +1,7 @@
 //! Linux capabilities: names to bits, and the rules between a process's five sets.
 
+use std::collections::BTreeSet;
+
 use oci_spec::runtime::{Capabilities, Capability, LinuxCapabilities};
 use podwright_plan::wire;
 
@@ -81,29 +83,45 @@ pub(crate) fn sets(
     let Some(asked) = capabilities else {
         return Ok(wire::Capabilities::default());
     };
-    let bits = |set: &Option<Capabilities>| mask(set.iter().flatten());
-    let sets = wire::Capabilities {
+    let known = known(facts);
+    let bits = |set: &Option<Capabilities>| mask(set.iter().flatten()) & known;
+    let mut sets = wire::Capabilities {
         bounding: bits(asked.bounding()),
         effective: bits(asked.effective()),
         permitted: bits(asked.permitted()),
         inheritable: bits(asked.inheritable()),
         ambient: bits(asked.ambient()),
     };
-    let known = u64::MAX >> (63 - facts.last_cap.min(63));
-    for (name, set) in [
-        ("bounding", asked.bounding()),
-        ("effective", asked.effective()),
-        ("permitted", asked.permitted()),
-        ("inheritable", asked.inheritable()),
-        ("ambient", asked.ambient()),
-    ] {
-        within(name, set.as_ref(), known, "is not known to this host's kernel")?;
-    }
-    // What capset(2) and PR_CAP_AMBIENT_RAISE refuse, told now and by name instead of EPERM at start.
-    within("effective", asked.effective().as_ref(), sets.permitted, "must be in the permitted set too")?;
-    let raisable = sets.permitted & sets.inheritable;
-    within("ambient", asked.ambient().as_ref(), raisable, "must be permitted and inheritable too")?;
+    // What capset(2) refuses, told now and by name instead of EPERM at start.
+    within("effective", asked.effective().as_ref(), sets.permitted | !known, "must be in the permitted set too")?;
+    // Other runtimes have always gone on without those that PR_CAP_AMBIENT_RAISE refuses: `passed_over` tells of them.
+    sets.ambient &= sets.permitted & sets.inheritable;
     Ok(sets)
+}
+
+/// Names what of `process.capabilities` a container goes without, each with the reason.
+pub fn passed_over(asked: &LinuxCapabilities, facts: &HostFacts) -> Vec<String> {
+    let known = known(facts);
+    let all =
+        [asked.bounding(), asked.effective(), asked.permitted(), asked.inheritable(), asked.ambient()].into_iter();
+    let unknown: BTreeSet<_> =
+        all.flatten().flatten().filter(|it| known & (1 << number(**it)) == 0).map(|it| format!("CAP_{it}")).collect();
+    let raisable = mask(asked.permitted().iter().flatten()) & mask(asked.inheritable().iter().flatten());
+    let ambient: BTreeSet<_> = asked
+        .ambient()
+        .iter()
+        .flatten()
+        .filter(|it| known & !raisable & (1 << number(**it)) != 0)
+        .map(|it| format!("CAP_{it}"))
+        .collect();
+    let unknown = unknown.into_iter().map(|name| format!("{name} is not known to this host's kernel"));
+    let reason = "is not made ambient: it must be permitted and inheritable too";
+    unknown.chain(ambient.into_iter().map(|name| format!("{name} {reason}"))).collect()
+}
+
+/// The capabilities that the kernel has.
+fn known(facts: &HostFacts) -> u64 {
+    u64::MAX >> (63 - facts.last_cap.min(63))
 }
 
 /// Refuses the lowest capability of a set that is not in `allowed`.
@@ -147,18 +165,28 @@ mod tests {
     #[test]
     fn ambient_capabilities_must_be_permitted_and_inheritable() {
         let cap = [Capability::NetBindService];
-        assert_eq!(sets(Some(&caps(&cap, &cap, &cap)), &unified()).unwrap().ambient, 1 << 10);
-        let error = sets(Some(&caps(&cap, &[], &cap)), &unified()).unwrap_err().to_string();
-        assert_eq!(
-            error,
-            "process.capabilities.ambient: \"CAP_NET_BIND_SERVICE\" must be permitted and inheritable too"
-        );
+        let good = caps(&cap, &cap, &cap);
+        assert_eq!(sets(Some(&good), &unified()).unwrap().ambient, 1 << 10);
+        assert!(passed_over(&good, &unified()).is_empty());
+        let bad = caps(&cap, &[], &cap);
+        assert_eq!(sets(Some(&bad), &unified()).unwrap().ambient, 0);
+        let reason = "CAP_NET_BIND_SERVICE is not made ambient: it must be permitted and inheritable too";
+        assert_eq!(passed_over(&bad, &unified()), [reason]);
     }
 
     #[test]
-    fn a_capability_of_a_newer_kernel_is_named() {
+    fn a_capability_of_a_newer_kernel_is_named_and_passed_over() {
         let facts = HostFacts { last_cap: 39, ..unified() };
-        let error = sets(Some(&caps(&[Capability::CheckpointRestore], &[], &[])), &facts).unwrap_err().to_string();
-        assert!(error.contains("CAP_CHECKPOINT_RESTORE"), "{error}");
+        let asked = caps(&[Capability::Bpf, Capability::CheckpointRestore], &[], &[]);
+        assert_eq!(sets(Some(&asked), &facts).unwrap().permitted, 1 << 39);
+        assert_eq!(passed_over(&asked, &facts), ["CAP_CHECKPOINT_RESTORE is not known to this host's kernel"]);
+    }
+
+    #[test]
+    fn what_is_effective_is_permitted() {
+        let mut asked = caps(&[Capability::Chown], &[], &[]);
+        asked.set_permitted(None);
+        let error = sets(Some(&asked), &unified()).unwrap_err().to_string();
+        assert_eq!(error, "process.capabilities.effective: \"CAP_CHOWN\" must be in the permitted set too");
     }
 }

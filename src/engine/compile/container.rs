@@ -79,7 +79,7 @@ pub fn standalone(
         wire::NamespaceMode::NamespaceHost
     };
     let root = spec.root().as_ref().ok_or_else(|| missing("root"))?;
-    let mut plan = inside(spec, &around, own)?;
+    let mut plan = inside(spec, standalone.id, &around, own)?;
     let process = plan.process.as_mut().ok_or_else(|| missing("process"))?;
     process.preserve_fds = standalone.preserve_fds;
     Ok(wire::ContainerPlan {
@@ -126,7 +126,7 @@ pub fn container(spec: &Spec, bundle: &Bundle<'_>, facts: &HostFacts) -> Result<
         shares_shm: bundle.shares_shm,
         facts,
     };
-    let plan = inside(spec, &around, namespaces.own)?;
+    let plan = inside(spec, bundle.id, &around, namespaces.own)?;
     Ok(wire::ContainerPlan {
         id: bundle.id.to_owned(),
         pid: namespaces.pid.into(),
@@ -145,7 +145,7 @@ pub fn container(spec: &Spec, bundle: &Bundle<'_>, facts: &HostFacts) -> Result<
 }
 
 /// Compiles what is alike for both kinds: all that is inside the root, the cgroup and the process.
-fn inside(spec: &Spec, around: &Surroundings<'_>, own: Own) -> Result<wire::ContainerPlan, CompileError> {
+fn inside(spec: &Spec, id: &str, around: &Surroundings<'_>, own: Own) -> Result<wire::ContainerPlan, CompileError> {
     let linux = spec.linux().as_ref().ok_or_else(|| missing("linux"))?;
     let program = spec.process().as_ref().ok_or_else(|| missing("process"))?;
     let mounts = mounts::mounts(spec, around)?;
@@ -159,7 +159,10 @@ fn inside(spec: &Spec, around: &Surroundings<'_>, own: Own) -> Result<wire::Cont
         readonly_paths: paths(linux.readonly_paths().as_deref(), "linux.readonlyPaths")?,
         sysctls: sysctl::sysctls(linux.sysctl().iter().flatten(), own, "linux.sysctl")?,
         cgroup: Some(cgroup::container(around.cgroup, linux.resources().as_ref(), &facts.cgroup)?),
-        process: Some(process::process(program, filter(spec, facts)?, facts)?),
+        process: Some(process::process(
+            program,
+            process::Surroundings { id, linux, filter: filter(spec, facts)?, facts },
+        )?),
         ..wire::ContainerPlan::default()
     })
 }

@@ -18,8 +18,11 @@ mod hooks;
 mod mount_options;
 mod mounts;
 mod namespaces;
+mod number_list;
+mod personality;
 mod pod;
 mod process;
+mod scheduling;
 pub mod seccomp;
 mod sysctl;
 #[cfg(test)]

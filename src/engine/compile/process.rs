@@ -1,20 +1,32 @@
 //! `process`: the program, who it runs as, and what it may.
 
-use oci_spec::runtime::{PosixRlimit, PosixRlimitType, Process};
+use std::collections::HashSet;
+
+use oci_spec::runtime::{Linux, PosixRlimit, PosixRlimitType, Process};
 use podwright_plan::wire;
 
-use crate::capabilities;
 use crate::error::{CompileError, invalid, missing, unsupported};
 use crate::facts::HostFacts;
 use crate::mounts::absolute;
 use crate::seccomp::Filter;
+use crate::{capabilities, personality, scheduling};
 
 /// What the kernel accepts in /proc/self/oom_score_adj.
 const OOM_SCORE_ADJ: std::ops::RangeInclusive<i32> = -1000..=1000;
 
-/// Compiles a process with the container's system call filter.
-pub(crate) fn process(process: &Process, filter: Filter, facts: &HostFacts) -> Result<wire::Process, CompileError> {
-    refuse_unsupported(process)?;
+/// What a process has of its container: init and execs alike.
+pub(crate) struct Surroundings<'a> {
+    /// The container's id.
+    pub(crate) id: &'a str,
+    pub(crate) linux: &'a Linux,
+    pub(crate) filter: Filter,
+    pub(crate) facts: &'a HostFacts,
+}
+
+/// Compiles a process.
+pub(crate) fn process(process: &Process, around: Surroundings<'_>) -> Result<wire::Process, CompileError> {
+    let Surroundings { id, linux, filter, facts } = around;
+    refuse_foreign(process)?;
     let args = process.args().as_deref().unwrap_or_default();
     if args.first().is_none_or(String::is_empty) {
         return Err(missing("process.args"));
@@ -42,16 +54,23 @@ pub(crate) fn process(process: &Process, filter: Filter, facts: &HostFacts) -> R
         console_size: process.console_size().map(|size| console_size(&size)).transpose()?,
         apparmor_profile: apparmor(process, facts)?,
         selinux_label: selinux(process, facts)?,
+        scheduler: process.scheduler().as_ref().map(scheduling::scheduler).transpose()?,
+        io_priority: process.io_priority().as_ref().map(scheduling::io_priority).transpose()?,
+        // `execCPUAffinity` is that of execs alone.
+        cpus_initial: Vec::new(),
+        cpus_final: Vec::new(),
+        memory_policy: linux.memory_policy().as_ref().map(personality::memory_policy).transpose()?,
+        personality: linux.personality().as_ref().map(personality::personality).transpose()?,
+        keyring: format!("_ses.{id}"),
+        seccomp_listener: None,
         ..wire::Process::default()
     })
 }
 
-fn refuse_unsupported(process: &Process) -> Result<(), CompileError> {
+/// Refuses what other operating systems have.
+fn refuse_foreign(process: &Process) -> Result<(), CompileError> {
     for (field, present) in [
         ("process.commandLine", process.command_line().is_some()),
-        ("process.ioPriority", process.io_priority().is_some()),
-        ("process.scheduler", process.scheduler().is_some()),
-        ("process.execCPUAffinity", process.exec_cpu_affinity().is_some()),
         ("process.user.username", process.user().username().as_ref().is_some_and(|name| !name.is_empty())),
     ] {
         if present {
@@ -77,9 +96,19 @@ fn environment(env: &[String]) -> Result<Vec<Vec<u8>>, CompileError> {
                 let name = variable.split('=').next().unwrap_or_default().replace('\0', "\\0");
                 Err(invalid("process.env", name, "has a NUL"))
             }
-            None => texts(env, "process.env"),
+            None => Ok(without_repeats(env)),
         },
     }
+}
+
+/// Of several values of one name the last is meant. The C library would find the first.
+fn without_repeats(env: &[String]) -> Vec<Vec<u8>> {
+    let name = |variable: &String| variable.split('=').next().unwrap_or_default().to_owned();
+    let mut seen = HashSet::new();
+    let mut kept: Vec<_> =
+        env.iter().rev().filter(|variable| seen.insert(name(variable))).map(|it| it.clone().into_bytes()).collect();
+    kept.reverse();
+    kept
 }
 
 fn console_size(size: &oci_spec::runtime::Box) -> Result<wire::ConsoleSize, CompileError> {
@@ -160,7 +189,9 @@ mod tests {
         let mut it = Process::default();
         it.set_capabilities(None);
         change(&mut it);
-        process(&it, Filter::default(), &unified()).map_err(|error| error.to_string())
+        let (linux, facts) = (Linux::default(), unified());
+        let around = Surroundings { id: "c1", linux: &linux, filter: Filter::default(), facts: &facts };
+        process(&it, around).map_err(|error| error.to_string())
     }
 
     #[test]
@@ -178,6 +209,26 @@ mod tests {
             assert!(error.contains("process.env") && !error.contains("SECRET"), "{error}");
         }
         assert_eq!(compile(|it| it.set_env(Some(vec!["A=b=c".to_owned()]))).unwrap().env, [b"A=b=c".to_vec()]);
+    }
+
+    #[test]
+    fn the_last_of_several_values_is_meant() {
+        let env = ["A=1", "B=2", "A=3", "C=", "B=2"].map(str::to_owned).to_vec();
+        let expected = ["A=3", "C=", "B=2"].map(|variable| variable.as_bytes().to_vec());
+        assert_eq!(compile(|it| it.set_env(Some(env))).unwrap().env, expected);
+    }
+
+    #[test]
+    fn fields_of_other_systems_are_refused_by_name() {
+        let mut user = oci_spec::runtime::User::default();
+        user.set_username(Some("ContainerUser".to_owned()));
+        assert!(compile(|it| it.set_user(user)).unwrap_err().starts_with("process.user.username"));
+        let command = |it: &mut Process| *it.command_line_mut() = Some("dir".to_owned());
+        let error = compile(|it| {
+            command(it);
+            it
+        });
+        assert!(error.unwrap_err().starts_with("process.commandLine"));
     }
 
     #[test]

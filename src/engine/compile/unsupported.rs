@@ -2,7 +2,7 @@
 //!
 //! Annotations are the exception: the specification has a runtime pass over those it does not know.
 
-use oci_spec::runtime::{Hooks, Linux, LinuxPersonalityDomain, Spec};
+use oci_spec::runtime::{Hooks, Linux, Spec};
 
 use crate::error::{CompileError, invalid, missing, unsupported};
 
@@ -30,19 +30,13 @@ pub(crate) fn refuse_in_pod(spec: &Spec) -> Result<(), CompileError> {
 }
 
 fn refuse_linux(linux: &Linux) -> Result<(), CompileError> {
-    let personality = linux.personality().as_ref().is_some_and(|personality| {
-        personality.domain() != LinuxPersonalityDomain::PerLinux
-            || personality.flags().as_ref().is_some_and(|flags| !flags.is_empty())
-    });
     first(&[
         ("linux.netDevices", linux.net_devices().as_ref().is_some_and(|it| !it.is_empty())),
         ("linux.uidMappings", linux.uid_mappings().as_ref().is_some_and(|it| !it.is_empty())),
         ("linux.gidMappings", linux.gid_mappings().as_ref().is_some_and(|it| !it.is_empty())),
         ("linux.timeOffsets", linux.time_offsets().as_ref().is_some_and(|it| !it.is_empty())),
         ("linux.intelRdt", linux.intel_rdt().is_some()),
-        ("linux.memoryPolicy", linux.memory_policy().is_some()),
         ("linux.mountLabel", linux.mount_label().as_ref().is_some_and(|label| !label.is_empty())),
-        ("linux.personality", personality),
     ])
 }
 
@@ -78,9 +72,7 @@ mod tests {
             ("linux.uidMappings", r#"{"linux": {"uidMappings": [{"containerID": 0, "hostID": 1, "size": 1}]}}"#),
             ("linux.intelRdt", r#"{"linux": {"intelRdt": {"closID": "x"}}}"#),
             ("linux.mountLabel", r#"{"linux": {"mountLabel": "system_u:object_r:x:s0"}}"#),
-            ("linux.personality", r#"{"linux": {"personality": {"domain": "LINUX32"}}}"#),
             ("linux.timeOffsets", r#"{"linux": {"timeOffsets": {"monotonic": {"secs": 1}}}}"#),
-            ("linux.memoryPolicy", r#"{"linux": {"memoryPolicy": {"mode": "MPOL_BIND", "nodes": "0"}}}"#),
             ("linux.netDevices", r#"{"linux": {"netDevices": {"eth0": {}}}}"#),
         ] {
             let mut json: serde_json::Value = serde_json::from_str(json).unwrap();
@@ -98,7 +90,7 @@ mod tests {
     fn empty_fields_ask_for_nothing() {
         let spec: Spec = serde_json::from_str(
             r#"{"ociVersion": "1.2.0", "hooks": {"prestart": []},
-                "linux": {"uidMappings": [], "personality": {"domain": "LINUX"}}}"#,
+                "linux": {"uidMappings": []}}"#,
         )
         .unwrap();
         assert_eq!(refuse(&spec), Ok(()));

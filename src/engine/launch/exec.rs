@@ -17,7 +17,7 @@ use crate::program::{self, Program};
 use crate::start::{open_unified, tell};
 use crate::status::{self, Reporter};
 use crate::streams::Streams;
-use crate::{cgroup, console, pid_namespace};
+use crate::{attributes, cgroup, console, pid_namespace};
 
 /// What has to be remembered of a container's plan to exec into it, kill it and clean up after it.
 #[derive(Debug, Clone)]
@@ -146,7 +146,8 @@ struct Joining<'a> {
 impl Joining<'_> {
     fn fork(&self) -> Result<Child, Failure> {
         let facts = self.container.facts;
-        let group = facts.exec_unified(self.leaf).unwrap_or_default().display().to_string();
+        // Where the way into the cgroup has processors of its own, it is gone on foot: a fork into it is on the cgroup's.
+        let group = if self.process.cpus_initial.is_empty() { self.unified() } else { String::new() };
         let unified = open_unified(&group)?;
         let mut keep: Vec<_> = self.streams.descriptors().collect();
         keep.extend([self.reporter.as_fd(), self.container.pidfd]);
@@ -158,6 +159,10 @@ impl Joining<'_> {
             false => PidNamespace::Inherited,
         };
         pid_namespace::fork(pid_namespace, &fork, &group, || tell(&self.reporter, self.run()))
+    }
+
+    fn unified(&self) -> String {
+        self.container.facts.exec_unified(self.leaf).unwrap_or_default().display().to_string()
     }
 
     fn run(&self) -> Failure {
@@ -172,8 +177,11 @@ impl Joining<'_> {
         let user = self.process.user.as_ref().map_or(0, |user| user.uid);
         // By files of the host, before it is out of sight.
         self.streams.install(user)?;
-        let joins = self.container.facts.exec_joins(self.leaf);
-        joins.iter().try_for_each(|dir| cgroup::join(dir, Cause::LaunchFailed))?;
+        attributes::bind_before_join(self.process)?;
+        let unified = Some(PathBuf::from(self.unified())).filter(|_| !self.process.cpus_initial.is_empty());
+        let joins = self.container.facts.exec_joins(self.leaf).into_iter().chain(unified);
+        joins.filter(|dir| !dir.as_os_str().is_empty()).try_for_each(|dir| cgroup::join(&dir, Cause::LaunchFailed))?;
+        attributes::bind_after_join(self.process)?;
         if let Some(score) = self.process.oom_score_adj {
             pod::adjust_oom_score(score).in_child("set oom_score_adj", score)?;
         }

@@ -30,7 +30,7 @@ use crate::standalone::{Phase, Standalone};
 use crate::start::tell;
 use crate::status::Reporter;
 use crate::streams::Streams;
-use crate::{cgroup, devices, hooks, mounts, rootfs, sysctl};
+use crate::{attributes, cgroup, devices, hooks, mounts, rootfs, sysctl};
 
 /// All that the forked process works from.
 pub(crate) struct Init<'a> {
@@ -94,6 +94,7 @@ impl Init<'_> {
         // The limits hold for the set-up already. v2 is joined by the fork.
         let group = self.plan.cgroup.iter();
         group.flat_map(|group| &group.join).try_for_each(|dir| cgroup::join(Path::new(dir), Cause::LaunchFailed))?;
+        attributes::bind_after_join(self.process)?;
         if let Some(score) = self.process.oom_score_adj {
             pod::adjust_oom_score(score).in_child("set oom_score_adj", score)?;
         }

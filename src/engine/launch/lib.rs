@@ -19,6 +19,7 @@
 //! code 1 by the time [`Pending::outcome`] tells the failure, or is about to. Cgroups of a failed start are the caller's
 //! to remove once the child is reaped ([`cgroup::remove`]).
 
+mod attributes;
 pub mod cgroup;
 mod console;
 mod devices;
@@ -26,6 +27,7 @@ mod door;
 mod exec;
 mod failure;
 mod fscontext;
+mod home;
 pub mod hooks;
 mod init;
 mod inroot;

@@ -1,6 +1,7 @@
 //! The last steps before the user's program, alike for a container's init and for an exec: limits, working directory,
-//! user, capabilities, seccomp, and the exec itself.
+//! attributes, user, capabilities, seccomp, and the exec itself.
 
+use std::borrow::Cow;
 use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -15,6 +16,7 @@ use rustix::thread::{
 use crate::failure::{Failure, Named};
 use crate::procfs::Procfs;
 use crate::status::Reporter;
+use crate::{attributes, home};
 
 /// Where a program without a slash in its name is looked for when the environment does not say.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -41,11 +43,22 @@ impl Program {
         Ok(Self { paths: candidates(name, &env), args, env })
     }
 
+    /// Adds a home directory to an environment that has none.
+    fn with_home(&self, uid: u32) -> Cow<'_, [CString]> {
+        let value = |entry: &CString| entry.as_bytes().strip_prefix(b"HOME=").map(|home| !home.is_empty());
+        if self.env.iter().any(|entry| value(entry) == Some(true)) {
+            return Cow::Borrowed(&*self.env);
+        }
+        let mut env: Vec<CString> = self.env.iter().filter(|entry| value(entry).is_none()).cloned().collect();
+        env.extend(CString::new([b"HOME=", &*home::of(uid)].concat()));
+        Cow::Owned(env)
+    }
+
     /// Executes the first candidate that there is. Returns only if none can be.
-    fn execute(&self) -> Failure {
+    fn execute(&self, env: &[CString]) -> Failure {
         let mut refused = None;
         for path in &self.paths {
-            let Err(errno) = nix::unistd::execve(path, &self.args, &self.env);
+            let Err(errno) = nix::unistd::execve(path, &self.args, env);
             match Errno::from_raw_os_error(errno as i32) {
                 // Not here: the next directory may have it.
                 Errno::NOENT | Errno::NOTDIR => {}
@@ -99,6 +112,10 @@ pub(crate) fn label(process: &Process) -> Result<(), Failure> {
         procfs
             .write("self/attr/exec", process.selinux_label.as_bytes())
             .in_child("set SELinux label", &process.selinux_label)?;
+        // Those that it makes; the exec forgets this one.
+        procfs
+            .write("self/attr/keycreate", process.selinux_label.as_bytes())
+            .in_child("set SELinux label of keys", &process.selinux_label)?;
     }
     Ok(())
 }
@@ -106,8 +123,9 @@ pub(crate) fn label(process: &Process) -> Result<(), Failure> {
 /// Becomes the user's program. The calling process is inside the container's root and namespaces, with full
 /// capabilities. Returns only with a failure.
 pub(crate) fn run(process: &Process, program: &Program, reporter: &Reporter) -> Failure {
+    let env = program.with_home(process.user.as_ref().map_or(0, |user| user.uid));
     match prepare(process, reporter) {
-        Ok(()) => program.execute(),
+        Ok(()) => program.execute(&env),
         Err(failure) => failure,
     }
 }
@@ -117,6 +135,7 @@ fn prepare(process: &Process, reporter: &Reporter) -> Result<(), Failure> {
         rlimit::set(limit.resource, limit.soft, limit.hard)
             .in_child("set resource limit", format!("{}={}:{}", limit.resource, limit.soft, limit.hard))?;
     }
+    attributes::set(process)?;
     let user = process.user.clone().unwrap_or_default();
     let directory = open_directory(&process.cwd)?;
     // Without no_new_privs a filter takes CAP_SYS_ADMIN, which is about to go.

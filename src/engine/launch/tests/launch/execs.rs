@@ -21,7 +21,7 @@ pub(crate) const CASES: &[Case] = &[
 ];
 
 /// Runs an exec to its end and removes its cgroup.
-fn run(container: &Running, plan: &ExecPlan, input: &str) -> Result<Ended, Failure> {
+pub(crate) fn run(container: &Running, plan: &ExecPlan, input: &str) -> Result<Ended, Failure> {
     let (stdin, to_stdin) = pipe_with(PipeFlags::CLOEXEC).unwrap();
     let (from_stdout, stdout) = pipe_with(PipeFlags::CLOEXEC).unwrap();
     let (from_stderr, stderr) = pipe_with(PipeFlags::CLOEXEC).unwrap();

@@ -17,10 +17,10 @@ use rustix::process::{Pid, WaitOptions, waitpid};
 
 /// Debian's static build.
 const BUSYBOX: &str = "/bin/busybox";
-const PROGRAMS: [&str; 30] = [
+const PROGRAMS: [&str; 32] = [
     "awk", "cat", "chmod", "cut", "df", "dd", "echo", "env", "false", "grep", "head", "hostname", "id", "ifconfig",
-    "kill", "ls", "mkdir", "mknod", "mount", "ps", "pwd", "readlink", "sh", "sleep", "stat", "stty", "test", "touch",
-    "tty", "wc",
+    "ionice", "kill", "ls", "mkdir", "mknod", "mount", "ps", "pwd", "readlink", "sh", "sleep", "stat", "stty", "test",
+    "touch", "tty", "uname", "wc",
 ];
 /// Hierarchies of a v1 or hybrid host that test containers are placed in.
 const V1: [&str; 4] = ["memory", "pids", "cpu", "freezer"];

@@ -7,6 +7,7 @@
 // A test program without the harness is to clippy no test.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
+mod attributes;
 mod containers;
 mod execs;
 mod fixture;
@@ -27,7 +28,8 @@ const CASE: &str = "PODWRIGHT_LAUNCH_CASE";
 
 fn main() -> ExitCode {
     let cases: Vec<Case> =
-        [pods::CASES, containers::CASES, paths::CASES, volumes::CASES, groups::CASES, execs::CASES].concat();
+        [pods::CASES, containers::CASES, attributes::CASES, paths::CASES, volumes::CASES, groups::CASES, execs::CASES]
+            .concat();
     if let Ok(name) = std::env::var(CASE) {
         let (_, run) = cases.iter().find(|(case, _)| *case == name).expect("the name is of a case");
         run();
