@@ -4,7 +4,7 @@ use std::fs;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{LinuxResources, Spec};
 use podwright_compile::Standalone as Given;
 use podwright_launch::{Creating, Door, Phase, Stage, Standalone, hooks};
 use podwright_plan::wire::ContainerPlan;
@@ -80,10 +80,25 @@ fn read_bundle(args: &Create) -> Result<Bundle, Error> {
         serde_json::from_slice(&specification).map_err(|source| Error::Json { path: path.clone(), source })?;
     let facts = podwright_host::facts()?;
     let given = Given { id: &args.id, bundle: &bundle, preserve_fds: args.preserve_fds };
-    let plan = podwright_compile::standalone(&spec, &given, &facts)
+    let mut plan = podwright_compile::standalone(&spec, &given, &facts)
         .map_err(|source| Error::Specification { path: path.clone(), source })?;
+    if !rustix::process::geteuid().is_root() && !limits(&spec) {
+        // Cgroups are the host's root's to make, and nothing is wanted of them.
+        plan.cgroup = None;
+    }
     let record = Record::new(&args.id, &bundle, &plan, &spec);
     Ok(Bundle { specification, plan, record })
+}
+
+/// Whether a specification asks for limits. Devices are none: without root nobody makes nodes.
+fn limits(spec: &Spec) -> bool {
+    let resources = spec.linux().as_ref().and_then(|linux| linux.resources().clone());
+    let mut none = LinuxResources::default();
+    none.set_devices(None);
+    resources.is_some_and(|mut resources| {
+        resources.set_devices(None);
+        resources != none
+    })
 }
 
 fn check_terminal(plan: &ContainerPlan, socket: Option<&Path>, foreground: bool) -> Result<(), Error> {
@@ -101,16 +116,17 @@ fn check_terminal(plan: &ContainerPlan, socket: Option<&Path>, foreground: bool)
 
 fn launch(bundle: Bundle, home: Home, console_socket: Option<&Path>) -> Result<Created, Error> {
     let Bundle { specification, plan, mut record } = bundle;
-    let made = home.keep(&specification, &plan).and_then(|()| {
+    let _lock = home.lock()?;
+    // Without a process it passes for one that has stopped: should this one be killed, what it made can be deleted.
+    let kept = home.keep(&specification, &plan).and_then(|()| home.record(&record));
+    let made = kept.and_then(|()| {
         let door = Door::make(home.directory())?;
         let for_hooks = record.clone();
         let state = |phase: Phase, pid: u32| for_hooks.for_hooks(phase, pid);
         let mut creating = podwright_launch::create(&plan, Standalone { door: &door, state: &state })?;
         // From here on the container's process alone holds it: its end is seen by who knocks.
         drop(door);
-        record.pid = creating.pid;
-        record.began = began(creating.pid).unwrap_or_default();
-        let console = match follow(&mut creating, &home, &record, &plan, console_socket) {
+        let console = match follow(&mut creating, &home, &mut record, &plan, console_socket) {
             Ok(console) => console,
             Err(error) => {
                 give_up(creating);
@@ -133,24 +149,25 @@ fn launch(bundle: Bundle, home: Home, console_socket: Option<&Path>) -> Result<C
 fn follow(
     creating: &mut Creating,
     home: &Home,
-    record: &Record,
+    record: &mut Record,
     plan: &ContainerPlan,
     console_socket: Option<&Path>,
 ) -> Result<Option<OwnedFd>, Error> {
-    home.record(record)?;
-    let progress = &mut creating.progress;
     let mut console = None;
-    progress.go()?;
+    creating.go()?;
     loop {
-        match progress.advance()? {
+        match creating.advance()? {
             Stage::Console(master) => console = console::hand_over(master, console_socket)?,
             Stage::Environment => {
+                record.pid = creating.pid;
+                record.began = began(creating.pid).unwrap_or_default();
+                home.record(record)?;
                 if let Some(hooks) = &plan.hooks {
                     let state = || record.for_hooks(Phase::Creating, record.pid);
                     hooks::run("prestart", &hooks.prestart, &state)?;
                     hooks::run("createRuntime", &hooks.create_runtime, &state)?;
                 }
-                progress.go()?;
+                creating.go()?;
             }
             Stage::Created | Stage::Running => return Ok(console),
         }

@@ -76,6 +76,8 @@ fn make_rootless(spec: &mut Value) {
         linux.remove("resources");
     }
     if let Some(mounts) = spec["mounts"].as_array_mut() {
+        // The host's is in its /sys.
+        mounts.retain(|mount| mount["type"] != "cgroup");
         for mount in mounts {
             if mount["destination"] == "/dev/pts" {
                 // Its group has no id in the user namespace.

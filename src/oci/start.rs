@@ -1,6 +1,6 @@
 //! `start`: lets a created container's process become the user's program.
 
-use podwright_launch::{Phase, Stage, hooks};
+use podwright_launch::{Phase, hooks};
 
 use crate::args::Globals;
 use crate::error::Error;
@@ -21,8 +21,7 @@ pub(crate) fn release(globals: &Globals, container: &Container) -> Result<(), Er
         status => return Err(container.refuse("start", status)),
     }
     let pid = container.record.pid;
-    let mut progress = podwright_launch::release(container.home.directory(), pid)?;
-    while !matches!(progress.advance()?, Stage::Running) {}
+    podwright_launch::release(container.home.directory(), pid)?;
     let plan = container.plan()?;
     if let Some(list) = plan.hooks.as_ref().map(|hooks| &hooks.poststart) {
         let state = || container.record.for_hooks(Phase::Running, pid);

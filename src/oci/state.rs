@@ -73,7 +73,7 @@ impl Status {
 pub(crate) struct Shown<'a> {
     pub(crate) oci_version: &'a str,
     pub(crate) id: &'a str,
-    #[serde(skip_serializing_if = "is_zero")]
+    /// 0 of one that has stopped.
     pub(crate) pid: u32,
     pub(crate) status: &'a str,
     pub(crate) bundle: &'a Path,
@@ -81,10 +81,6 @@ pub(crate) struct Shown<'a> {
     pub(crate) created: &'a str,
     pub(crate) annotations: &'a BTreeMap<String, String>,
     pub(crate) owner: &'a str,
-}
-
-fn is_zero(pid: &u32) -> bool {
-    *pid == 0
 }
 
 impl Record {

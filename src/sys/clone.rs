@@ -20,6 +20,10 @@ pub struct Child {
 pub struct Fork<'a> {
     /// The child is the first process of a new pid namespace.
     pub new_pid_namespace: bool,
+    /// The child is in a new user namespace, without any id mapped yet.
+    pub new_user_namespace: bool,
+    /// The child is one of the caller's parent, which is told of its end and reaps it.
+    pub sibling: bool,
     /// The child starts in this cgroup v2 directory instead of the caller's.
     pub cgroup: Option<BorrowedFd<'a>>,
     /// The descriptors above 2 that the child keeps; all others are closed in it before its code runs.
@@ -72,6 +76,14 @@ impl Fork<'_> {
         };
         if self.new_pid_namespace {
             args.flags |= libc::CLONE_NEWPID as u64;
+        }
+        if self.new_user_namespace {
+            args.flags |= libc::CLONE_NEWUSER as u64;
+        }
+        if self.sibling {
+            args.flags |= libc::CLONE_PARENT as u64;
+            // It has the caller's own.
+            args.exit_signal = 0;
         }
         if let Some(cgroup) = self.cgroup {
             args.flags |= CLONE_INTO_CGROUP;

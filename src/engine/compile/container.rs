@@ -14,7 +14,7 @@ use crate::facts::HostFacts;
 use crate::mounts::{self, Surroundings, absolute};
 use crate::seccomp::{self, Filter};
 use crate::sysctl::Own;
-use crate::{devices, hooks, namespaces, process, sysctl, unsupported};
+use crate::{devices, hooks, id_maps, namespaces, process, sysctl, unsupported};
 
 /// What belongs to a container beside its specification.
 #[derive(Debug, Clone)]
@@ -82,6 +82,7 @@ pub fn standalone(
     let mut plan = inside(spec, standalone.id, &around, own)?;
     let process = plan.process.as_mut().ok_or_else(|| missing("process"))?;
     process.preserve_fds = standalone.preserve_fds;
+    let (uid_maps, gid_maps) = id_maps::id_maps(linux, &namespaces)?;
     Ok(wire::ContainerPlan {
         id: standalone.id.to_owned(),
         pid: pid.into(),
@@ -92,6 +93,9 @@ pub fn standalone(
         hostname: name(spec.hostname().as_deref(), "hostname", own.uts)?,
         domainname: name(spec.domainname().as_deref(), "domainname", own.uts)?,
         hooks: hooks::hooks(spec.hooks().as_ref())?,
+        uid_maps,
+        gid_maps,
+        time_offsets: id_maps::time_offsets(linux, &namespaces)?,
         namespaces,
         ..plan
     })

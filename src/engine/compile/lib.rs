@@ -15,6 +15,7 @@ mod error;
 mod exec;
 pub mod facts;
 mod hooks;
+mod id_maps;
 mod mount_options;
 mod mounts;
 mod namespaces;

@@ -28,16 +28,13 @@ pub(crate) fn listed(list: &[LinuxNamespace]) -> Result<(Vec<wire::Namespace>, O
     }
     let compile = |entry: &LinuxNamespace| {
         let kind = entry.typ();
-        if matches!(kind, LinuxNamespaceType::User | LinuxNamespaceType::Time) {
-            return Err(unsupported(field(kind)));
-        }
         let path = match entry.path() {
             Some(path) if has_path(entry) => absolute(path, &format!("{}.path", field(kind)))?,
             _ => String::new(),
         };
         Ok(wire::Namespace { kind: kind_of(kind).into(), path })
     };
-    let namespaces = list.iter().map(compile).collect::<Result<Vec<_>, _>>()?;
+    let namespaces = list.iter().map(compile).collect::<Result<Vec<_>, CompileError>>()?;
     let has = |kind: LinuxNamespaceType| list.iter().any(|entry| entry.typ() == kind);
     let own = Own {
         network: has(LinuxNamespaceType::Network),
@@ -174,6 +171,7 @@ mod tests {
             (r#"[{"type": "mount"}, {"type": "ipc", "path": "ns/ipc"}]"#, "linux.namespaces[ipc].path"),
             (r#"[{"type": "mount"}, {"type": "mount"}]"#, "is listed twice"),
             (r#"[{"type": "pid"}]"#, "linux.namespaces[mount] is missing"),
+            (r#"[{"type": "mount"}, {"type": "user", "path": "x"}]"#, "linux.namespaces[user].path"),
         ] {
             let list: Vec<LinuxNamespace> = serde_json::from_str(list).unwrap();
             let error = listed(&list).unwrap_err().to_string();

@@ -3,9 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use podwright_plan::wire::{Cause, CgroupDir, CgroupPlan, CgroupWrite};
-use podwright_sys::cgroup::read_file;
-pub(crate) use podwright_sys::cgroup::write_file;
 pub use podwright_sys::cgroup::{kill, oom_kills, remove};
+pub(crate) use podwright_sys::cgroup::{read_file, write_file};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 

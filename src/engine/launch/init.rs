@@ -13,15 +13,17 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use podwright_plan::wire::{Cause, ContainerPlan, Process, Rootfs};
+use podwright_sys::clone::Fork;
 use podwright_sys::mount::{Change, change};
 use rustix::fs::Mode;
 use rustix::mount::{MountAttrFlags, MountPropagationFlags};
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 
 use crate::console::{self, Console};
 use crate::failure::{Failure, Named};
 use crate::inroot::{Kind, Root};
 use crate::masks::Masks;
-use crate::namespaces::Namespaces;
+use crate::namespaces::{Namespaces, PidNamespace};
 use crate::pod;
 use crate::program::{self, Program};
 use crate::shared_mounts::SharedMounts;
@@ -30,7 +32,9 @@ use crate::standalone::{Phase, Standalone};
 use crate::start::tell;
 use crate::status::Reporter;
 use crate::streams::Streams;
-use crate::{attributes, cgroup, devices, hooks, mounts, rootfs, sysctl};
+use crate::time_namespace::Offsets;
+use crate::user_namespace::{self, UserNamespace};
+use crate::{attributes, cgroup, devices, hooks, mounts, pid_namespace, rootfs, sysctl};
 
 /// All that the forked process works from.
 pub(crate) struct Init<'a> {
@@ -47,38 +51,137 @@ pub(crate) struct Init<'a> {
     pub(crate) standalone: Option<Standalone<'a>>,
 }
 
+/// What the process has when it leaves the host's namespaces.
+#[derive(Default)]
+struct Begun {
+    /// `None`: only the container's own process may open anything.
+    opened: Option<Opened>,
+}
+
+/// Mounts that are copies of the host's.
+struct Opened {
+    sources: Vec<Source>,
+    root: Option<OwnedFd>,
+}
+
+impl Begun {
+    fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let opened = self.opened.iter();
+        opened.flat_map(|it| it.sources.iter().flat_map(Source::descriptors).chain(it.root.iter().map(AsFd::as_fd)))
+    }
+}
+
 impl Init<'_> {
     /// What the forked process needs to keep.
     pub(crate) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         let shared = self.shared.iter().flat_map(|shared| shared.descriptors());
-        self.streams.descriptors().chain(self.namespaces.descriptors()).chain(shared).chain([self.reporter.as_fd()])
+        let door = self.standalone.iter().map(|standalone| standalone.door.as_fd());
+        let own = self.streams.descriptors().chain(self.namespaces.descriptors());
+        own.chain(shared).chain(door).chain([self.reporter.as_fd()])
     }
 
-    /// Runs every step; returns only after one has failed and was told of, with the process's exit code.
+    /// Runs every step; returns only after one has failed and was told of, with the process's exit code, or once another
+    /// process has taken this one's place.
     pub(crate) fn run(&self) -> i32 {
-        let Err(failure) = self.set_up() else {
-            return match &self.standalone {
-                None => self.become_program(&self.reporter),
-                Some(standalone) => self.wait_for_start(standalone),
-            };
+        match self.begin() {
+            Ok(begun) if self.namespaces.takes_two_steps() => self.hand_on(&begun),
+            Ok(begun) => self.finish(&begun),
+            Err(failure) => tell(&self.reporter, failure),
+        }
+    }
+
+    /// All that wants the host's privileges.
+    fn begin(&self) -> Result<Begun, Failure> {
+        if self.standalone.is_some() {
+            self.reporter.wait_for_go()?;
+        }
+        self.leave_shim()?;
+        if !self.is_privileged() {
+            return Ok(Begun::default());
+        }
+        let opened = self.open()?;
+        // Whoever owns them: a root of the host may enter them, one of another user namespace only its own.
+        self.namespaces.join()?;
+        Ok(Begun { opened: Some(opened) })
+    }
+
+    /// The pid namespace that the launcher forks into.
+    pub(crate) fn first_pid(&self) -> PidNamespace<'_> {
+        match self.namespaces.pid() {
+            // It belongs to the user namespace that its maker is in.
+            PidNamespace::New if self.namespaces.takes_two_steps() => PidNamespace::Inherited,
+            PidNamespace::Of(_) if !self.is_privileged() => PidNamespace::Inherited,
+            pid => pid,
+        }
+    }
+
+    /// Without the host's root, nothing is permitted before the container's user namespace is entered.
+    fn is_privileged(&self) -> bool {
+        rustix::process::geteuid().is_root() || self.namespaces.user().is_none()
+    }
+
+    fn open(&self) -> Result<Opened, Failure> {
+        Ok(Opened { sources: sources::open_all(self.shared, self.plan)?, root: rootfs::open(self.rootfs)? })
+    }
+
+    /// Enters the user namespace, and has a new process go on there.
+    fn hand_on(&self, begun: &Begun) -> i32 {
+        let pidfd = self.fork_init(begun);
+        match pidfd.and_then(|pidfd| self.reporter.init(pidfd.as_fd()).in_child("report", "init")) {
+            Ok(()) => 0,
+            Err(failure) => tell(&self.reporter, failure),
+        }
+    }
+
+    fn fork_init(&self, begun: &Begun) -> Result<OwnedFd, Failure> {
+        let offsets = self.namespaces.has_new_time().then(Offsets::open).transpose()?;
+        // What is in a user namespace that is joined must not trace this process. Not earlier: then the file above would be
+        // root's.
+        set_dumpable_behavior(DumpableBehavior::NotDumpable).in_child("become non-dumpable", "")?;
+        self.namespaces.user().map_or(Ok(()), UserNamespace::enter)?;
+        offsets.map_or(Ok(()), |offsets| offsets.unshare(&self.plan.time_offsets))?;
+        let mut keep: Vec<_> = self.descriptors().collect();
+        keep.extend(begun.descriptors());
+        let fork = Fork { sibling: true, keep: &keep, keep_first: self.process.preserve_fds, ..Fork::default() };
+        let pid = match self.namespaces.pid() {
+            // The launcher has forked into it.
+            PidNamespace::Of(_) if self.is_privileged() => PidNamespace::Inherited,
+            pid => pid,
         };
-        tell(&self.reporter, failure)
+        pid_namespace::fork(pid, &fork, "", || self.finish(begun)).map(|child| child.pidfd)
     }
 
     fn become_program(&self, reporter: &Reporter) -> i32 {
         tell(reporter, program::run(self.process, &self.program, reporter))
     }
 
-    fn set_up(&self) -> Result<(), Failure> {
-        if self.standalone.is_some() {
-            self.reporter.wait_for_go()?;
+    /// The way from the container's own process to the user's program.
+    fn finish(&self, begun: &Begun) -> i32 {
+        match (self.set_up(begun), &self.standalone) {
+            (Err(failure), _) => tell(&self.reporter, failure),
+            (Ok(()), None) => self.become_program(&self.reporter),
+            (Ok(()), Some(standalone)) => self.wait_for_start(standalone),
         }
-        self.leave_shim()?;
-        let sources = sources::open_all(self.shared, self.plan)?;
-        let directory = rootfs::open(self.rootfs)?;
-        self.isolate()?;
-        let root = rootfs::assemble(self.rootfs, directory)?;
-        let console = self.furnish(&root, sources)?;
+    }
+
+    fn set_up(&self, begun: &Begun) -> Result<(), Failure> {
+        // Its own session: signals to the launcher's process group are not for it, and a terminal can become its own.
+        rustix::process::setsid().in_child("start a session", "")?;
+        let here;
+        let opened = match &begun.opened {
+            Some(opened) => {
+                self.isolate()?;
+                opened
+            }
+            None => {
+                self.namespaces.join()?;
+                self.isolate()?;
+                here = self.open()?;
+                &here
+            }
+        };
+        let root = rootfs::assemble(self.rootfs, opened.root.as_ref())?;
+        let console = self.furnish(&root, &opened.sources)?;
         self.standalone.as_ref().map_or(Ok(()), |standalone| self.show_environment(standalone))?;
         self.close_up(&root)?;
         rootfs::pivot(&root).in_child("pivot_root", "/")?;
@@ -88,9 +191,7 @@ impl Init<'_> {
 
     /// What is done by files of the host.
     fn leave_shim(&self) -> Result<(), Failure> {
-        // Its own session: signals to the shim's process group are not for it, and a terminal can become its own.
-        rustix::process::setsid().in_child("start a session", "")?;
-        self.streams.install(uid(self.process))?;
+        self.streams.install(user_namespace::outside(&self.plan.uid_maps, uid(self.process)))?;
         // The limits hold for the set-up already. v2 is joined by the fork.
         let group = self.plan.cgroup.iter();
         group.flat_map(|group| &group.join).try_for_each(|dir| cgroup::join(Path::new(dir), Cause::LaunchFailed))?;
@@ -106,7 +207,7 @@ impl Init<'_> {
 
     /// Enters the container's namespaces. The pid namespace came with the fork, the pod's with the shim.
     fn isolate(&self) -> Result<(), Failure> {
-        self.namespaces.enter()?;
+        self.namespaces.unshare()?;
         if !self.plan.hostname.is_empty() {
             nix::unistd::sethostname(&self.plan.hostname).in_child("set hostname", &self.plan.hostname)?;
         }
@@ -147,7 +248,7 @@ impl Init<'_> {
     }
 
     /// Mounts and makes all that is inside the root.
-    fn furnish(&self, root: &OwnedFd, sources: Vec<Source>) -> Result<Option<Console>, Failure> {
+    fn furnish(&self, root: &OwnedFd, sources: &[Source]) -> Result<Option<Console>, Failure> {
         let place = Root::new(root);
         self.plan.mounts.iter().zip(sources).try_for_each(|(mount, source)| mounts::make(place, mount, source))?;
         self.plan.devices.iter().try_for_each(|device| devices::make(place, device))?;

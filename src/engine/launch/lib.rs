@@ -49,11 +49,13 @@ mod start;
 mod status;
 mod streams;
 mod sysctl;
+mod time_namespace;
+mod user_namespace;
 
 pub use door::{Door, is_waiting, open_directory};
 pub use exec::{ExecStdio, Facts, Target, exec};
 pub use failure::Failure;
 pub use pending::{Pending, Stdio};
 pub use pod::Pod;
-pub use standalone::{Creating, Phase, Progress, Stage, Standalone, create, release};
+pub use standalone::{Creating, Phase, Stage, Standalone, create, release};
 pub use start::start;

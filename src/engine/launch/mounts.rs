@@ -16,7 +16,7 @@ use crate::overlay;
 use crate::sources::Source;
 
 /// Makes one mount of a plan and attaches it at its target.
-pub(crate) fn make(root: Root<'_>, mount: &Mount, source: Source) -> Result<(), Failure> {
+pub(crate) fn make(root: Root<'_>, mount: &Mount, source: &Source) -> Result<(), Failure> {
     if Path::new(&mount.target).components().count() < 2 {
         return Err(Failure::plan("mount", &mount.target, "the target is not a path inside the root"));
     }
@@ -24,8 +24,8 @@ pub(crate) fn make(root: Root<'_>, mount: &Mount, source: Source) -> Result<(), 
     match source {
         Source::Tree(tree) => {
             let flags = flags_of(&wanted);
-            restrict(&tree, flags, &wanted, mount.propagation()).in_child("set mount attributes", &mount.target)?;
-            attach(root, &tree, &mount.target)
+            restrict(tree, flags, &wanted, mount.propagation()).in_child("set mount attributes", &mount.target)?;
+            attach(root, tree, &mount.target)
         }
         Source::Made => {
             let propagation = Change { propagation: propagation_of(mount.propagation()), ..Change::default() };
@@ -40,7 +40,7 @@ pub(crate) fn make(root: Root<'_>, mount: &Mount, source: Source) -> Result<(), 
             change(&made, propagation).in_child("set mount propagation", &mount.target)?;
             attach(root, &made, &mount.target)
         }
-        Source::Views(views) => make_views(root, &mount.target, &wanted, &views),
+        Source::Views(views) => make_views(root, &mount.target, &wanted, views),
     }
 }
 

@@ -9,6 +9,8 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::failure::{Failure, Named};
 use crate::sysctl::Own;
+use crate::time_namespace::CLONE_NEWTIME;
+use crate::user_namespace::UserNamespace;
 
 /// The pid namespace that a process is forked into.
 #[derive(Debug, Clone, Copy)]
@@ -27,6 +29,7 @@ pub(crate) struct Namespaces {
     new: CloneFlags,
     joined: Vec<Joined>,
     pid: Option<Joined>,
+    user: Option<UserNamespace>,
     own: Own,
 }
 
@@ -45,10 +48,10 @@ impl Namespaces {
         let mut new = CloneFlags::CLONE_NEWNS;
         new.set(CloneFlags::CLONE_NEWCGROUP, plan.cgroup_namespace);
         new.set(CloneFlags::CLONE_NEWUTS, uts);
-        Self { new, joined: Vec::new(), pid: None, own: Own { uts: pod.uts || uts, ..pod } }
+        Self { new, joined: Vec::new(), pid: None, user: None, own: Own { uts: pod.uts || uts, ..pod } }
     }
 
-    /// Those that a plan lists; the ones to join are opened.
+    /// Those that a plan lists; the ones to join are opened, and a new user namespace is made.
     pub(crate) fn listed(plan: &ContainerPlan) -> Result<Self, Failure> {
         let listed = |kind: NamespaceKind| plan.namespaces.iter().any(|it| it.kind() == kind);
         let own = Own {
@@ -56,7 +59,7 @@ impl Namespaces {
             ipc: listed(NamespaceKind::Ipc),
             uts: listed(NamespaceKind::Uts),
         };
-        let mut namespaces = Self { new: CloneFlags::empty(), joined: Vec::new(), pid: None, own };
+        let mut namespaces = Self { new: CloneFlags::empty(), joined: Vec::new(), pid: None, user: None, own };
         for namespace in &plan.namespaces {
             if namespace.path.is_empty() {
                 namespaces.new |= flag_of(namespace.kind());
@@ -65,15 +68,38 @@ impl Namespaces {
             let joined = Joined::open(namespace)?;
             match joined.kind {
                 LinkNameSpaceType::ProcessID => namespaces.pid = Some(joined),
+                LinkNameSpaceType::User => {
+                    namespaces.user = Some(UserNamespace::joined(joined.namespace, &joined.path))
+                }
                 _ => namespaces.joined.push(joined),
             }
+        }
+        if namespaces.new.contains(CloneFlags::CLONE_NEWUSER) {
+            namespaces.new -= CloneFlags::CLONE_NEWUSER;
+            namespaces.user = Some(UserNamespace::make(&plan.uid_maps, &plan.gid_maps)?);
         }
         // Afterwards paths are another namespace's.
         namespaces.joined.sort_by_key(|joined| joined.kind == LinkNameSpaceType::Mount);
         Ok(namespaces)
     }
 
-    /// The pid namespace to fork into.
+    /// Whether the container's process takes a second fork: a new pid namespace belongs to the user namespace that its
+    /// maker is in, and a new time namespace is for children alone.
+    pub(crate) fn takes_two_steps(&self) -> bool {
+        self.user.is_some() || self.has_new_time()
+    }
+
+    /// The user namespace to enter.
+    pub(crate) fn user(&self) -> Option<&UserNamespace> {
+        self.user.as_ref()
+    }
+
+    /// Whether there is to be a new time namespace.
+    pub(crate) fn has_new_time(&self) -> bool {
+        self.new.contains(CLONE_NEWTIME)
+    }
+
+    /// The pid namespace of the container.
     pub(crate) fn pid(&self) -> PidNamespace<'_> {
         match &self.pid {
             Some(joined) => PidNamespace::Of(joined.namespace.as_fd()),
@@ -89,17 +115,23 @@ impl Namespaces {
 
     /// What a forked process needs to keep.
     pub(crate) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        self.joined.iter().map(|joined| joined.namespace.as_fd())
+        let user = self.user.iter().map(AsFd::as_fd);
+        self.joined.iter().chain(&self.pid).map(|joined| joined.namespace.as_fd()).chain(user)
     }
 
-    /// Moves the calling process into them. The cgroups were joined before: where a process is becomes its cgroup
-    /// namespace's root.
-    pub(crate) fn enter(&self) -> Result<(), Failure> {
+    /// Joins those that are there already.
+    pub(crate) fn join(&self) -> Result<(), Failure> {
         for joined in &self.joined {
             move_into_link_name_space(joined.namespace.as_fd(), Some(joined.kind))
                 .in_child("join namespace", &joined.path)?;
         }
-        let new = self.new - CloneFlags::CLONE_NEWPID;
+        Ok(())
+    }
+
+    /// Leaves the caller's for new ones. The cgroups were joined before: where a process is becomes its cgroup namespace's
+    /// root.
+    pub(crate) fn unshare(&self) -> Result<(), Failure> {
+        let new = self.new - CloneFlags::CLONE_NEWPID - CLONE_NEWTIME;
         nix::sched::unshare(new).in_child("unshare namespaces", format!("{new:?}"))?;
         if new.contains(CloneFlags::CLONE_NEWNET) {
             podwright_sys::loopback::up().in_child("set network device up", "lo")?;
@@ -126,8 +158,7 @@ fn flag_of(kind: NamespaceKind) -> CloneFlags {
         NamespaceKind::Uts => CloneFlags::CLONE_NEWUTS,
         NamespaceKind::Cgroup => CloneFlags::CLONE_NEWCGROUP,
         NamespaceKind::User => CloneFlags::CLONE_NEWUSER,
-        // CLONE_NEWTIME, which nix does not name.
-        NamespaceKind::Time => CloneFlags::from_bits_retain(0x80),
+        NamespaceKind::Time => CLONE_NEWTIME,
     }
 }
 

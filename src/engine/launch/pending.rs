@@ -74,7 +74,7 @@ impl Pending {
                 Ok(Report::Ready) => self.ready = true,
                 Ok(Report::Failed(failure)) => return Some(Err(failure)),
                 // What only a container without a pod says.
-                Ok(Report::Environment | Report::Created) => {
+                Ok(Report::Init(_) | Report::Environment | Report::Created) => {
                     return Some(Err(Failure::internal("read the launch status", self.pid, Errno::BADMSG)));
                 }
                 Ok(Report::End) if self.ready => return Some(Ok(())),

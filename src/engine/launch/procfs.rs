@@ -58,7 +58,11 @@ impl Procfs {
         if magic_of(&namespace)? == NSFS_MAGIC { Ok(namespace) } else { Err(Errno::NODEV) }
     }
 
-    fn look_up(&self, path: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
+    /// Opens a file; `path` is as that of [`Procfs::write`].
+    ///
+    /// # Errors
+    /// The kernel's; `EXDEV` when something is mounted on the way.
+    pub(crate) fn look_up(&self, path: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
         // `self` is an ordinary link to a number.
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
         rustix::fs::openat2(&self.0, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve)

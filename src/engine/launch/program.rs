@@ -192,6 +192,11 @@ fn open_without_magic(path: &str) -> Result<OwnedFd, Errno> {
     rustix::fs::openat2(CWD, path, flags, Mode::empty(), ResolveFlags::NO_MAGICLINKS)
 }
 
+/// Whether the user namespace lets anyone change groups; where the container has no /proc to tell, it does.
+fn may_set_groups() -> bool {
+    !matches!(std::fs::read("/proc/self/setgroups"), Ok(answer) if answer.starts_with(b"deny"))
+}
+
 /// Gives up root for the user and the capabilities of a plan; the order is the kernel's: each step needs a privilege that
 /// a later one takes away.
 fn become_user(user: &User, wanted: &Capabilities) -> Result<(), Failure> {
@@ -201,7 +206,11 @@ fn become_user(user: &User, wanted: &Capabilities) -> Result<(), Failure> {
     // Or the change of user would clear the permitted set.
     set_keep_capabilities(true).in_child("keep capabilities", "")?;
     let groups: Vec<_> = user.additional_gids.iter().copied().map(Gid::from_raw).collect();
-    set_thread_groups(&groups).in_child("set groups", format!("{:?}", user.additional_gids))?;
+    match set_thread_groups(&groups) {
+        // In a user namespace that a user without privilege has made, the kernel keeps their groups.
+        Err(Errno::PERM) if groups.is_empty() && !may_set_groups() => {}
+        set => set.in_child("set groups", format!("{:?}", user.additional_gids))?,
+    }
     let gid = Gid::from_raw(user.gid);
     set_thread_res_gid(gid, gid, gid).in_child("set group", user.gid)?;
     let uid = Uid::from_raw(user.uid);

@@ -35,14 +35,18 @@ pub(crate) fn open(plan: &Rootfs) -> Result<Option<OwnedFd>, Failure> {
 /// Attaches the new root in the calling process's mount namespace; the descriptor is the root. A directory becomes a mount
 /// where it is, since that is where hooks look for it. An overlay of a plan's layers goes over the root of the namespace,
 /// where paths of the process do not go: its own root is below.
-pub(crate) fn assemble(plan: &Rootfs, directory: Option<OwnedFd>) -> Result<OwnedFd, Failure> {
+pub(crate) fn assemble(plan: &Rootfs, directory: Option<&OwnedFd>) -> Result<OwnedFd, Failure> {
     if let Some(tree) = directory {
         // Cloned in the host's namespace it would be the host's peer.
         let receives = Change { propagation: MountPropagationFlags::DOWNSTREAM, recursive: true, ..Change::default() };
-        change(&tree, receives).in_child("make mounts receive only", &plan.path)?;
-        move_mount(&tree, "", CWD, &*plan.path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
-            .in_child("attach root file system", &plan.path)?;
-        return Ok(tree);
+        change(tree, receives).in_child("make mounts receive only", &plan.path)?;
+        let attached = match move_mount(tree, "", CWD, &*plan.path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH) {
+            // A directory above it is closed to the root of the container's user namespace.
+            Err(Errno::ACCESS) => cover_root(tree),
+            attached => attached,
+        };
+        attached.in_child("attach root file system", &plan.path)?;
+        return tree.try_clone().in_child("copy a descriptor", &plan.path);
     }
     // Before 6.7 there is no "lowerdir+", and "lowerdir" in a single fsconfig call is limited to 255 bytes.
     match detached(plan)? {

@@ -4,7 +4,7 @@
 //! made in the container's own namespace could only ever receive. It also means that a path is the host's, whatever the
 //! image looks like. This may take for ever on a dead NFS server: the process that does it is not the shim.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use podwright_plan::wire::{BindMount, CgroupView, ContainerPlan, Mount, mount};
@@ -23,6 +23,18 @@ pub(crate) enum Source {
     Made,
     /// Directories to show side by side, by name.
     Views(Vec<(String, OwnedFd)>),
+}
+
+impl Source {
+    /// What a forked process needs to keep.
+    pub(crate) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let (tree, views) = match self {
+            Self::Tree(tree) => (Some(tree), &[][..]),
+            Self::Made => (None, &[][..]),
+            Self::Views(views) => (None, &views[..]),
+        };
+        tree.into_iter().chain(views.iter().map(|(_, tree)| tree)).map(AsFd::as_fd)
+    }
 }
 
 /// Opens the sources of a plan's mounts, in their order.

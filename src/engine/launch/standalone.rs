@@ -14,13 +14,14 @@
 //!                             <-     READY, and the end of file
 //! ```
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 
 use podwright_plan::wire::ContainerPlan;
 use podwright_sys::clone::Fork;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
-use rustix::process::{DumpableBehavior, set_dumpable_behavior};
+use rustix::process::{DumpableBehavior, Pid, WaitOptions, set_dumpable_behavior};
 
 use crate::cgroup::{self, Made};
 use crate::door::{self, Door};
@@ -58,7 +59,7 @@ pub struct Standalone<'a> {
 
 /// A process on its way, seen by the one that waits for it.
 #[derive(Debug)]
-pub struct Progress {
+struct Progress {
     pid: u32,
     status: Receiver,
     ready: bool,
@@ -69,12 +70,19 @@ pub struct Progress {
 pub enum Stage {
     /// The master of its terminal.
     Console(OwnedFd),
-    /// Namespaces, root and mounts are there; it waits for [`Progress::go`] to make them its own.
+    /// Namespaces, root and mounts are there; it waits for [`Creating::go`] to make them its own.
     Environment,
     /// It waits for its start.
     Created,
     /// The user's program has been executed.
     Running,
+}
+
+/// What the process itself says.
+enum Step {
+    /// Another one takes its place.
+    Init(OwnedFd),
+    Stage(Stage),
 }
 
 /// A container that was forked.
@@ -84,12 +92,43 @@ pub struct Creating {
     pub pid: u32,
     /// Refers to the process; readable once it has exited.
     pub pidfd: OwnedFd,
-    /// What it tells; it waits for a first [`Progress::go`].
-    pub progress: Progress,
+    progress: Progress,
     made: Made,
 }
 
 impl Creating {
+    /// Lets the process go on: at first, and after [`Stage::Environment`].
+    ///
+    /// # Errors
+    /// When it is gone; [`Creating::advance`] says why.
+    pub fn go(&self) -> Result<(), Failure> {
+        self.progress.status.go().in_shim("let the container's process go on", self.pid)
+    }
+
+    /// Waits for what comes next. The process may be another one afterwards, up to [`Stage::Environment`]: that of a user
+    /// namespace is a second one.
+    ///
+    /// # Errors
+    /// The step that failed in the process, which has exited by then or is about to.
+    pub fn advance(&mut self) -> Result<Stage, Failure> {
+        loop {
+            match self.progress.advance()? {
+                Step::Init(pidfd) => self.follow(pidfd)?,
+                Step::Stage(stage) => return Ok(stage),
+            }
+        }
+    }
+
+    /// Takes the second process in the first one's place, which ends.
+    fn follow(&mut self, pidfd: OwnedFd) -> Result<(), Failure> {
+        let first = i32::try_from(self.pid).ok().and_then(Pid::from_raw);
+        rustix::process::waitpid(first, WaitOptions::empty()).in_shim("wait for the helper", self.pid)?;
+        self.pid = pid_of(&pidfd).in_shim("find the container's process", "")?;
+        self.progress.pid = self.pid;
+        self.pidfd = pidfd;
+        Ok(())
+    }
+
     /// Removes the cgroups that were made for the container, after it has failed and was reaped.
     pub fn undo(self) {
         self.made.undo();
@@ -103,13 +142,16 @@ impl Creating {
 /// When the plan cannot be followed, a cgroup cannot be made, a namespace cannot be opened, or the kernel refuses the
 /// fork. Nothing is left then.
 pub fn create(plan: &ContainerPlan, standalone: Standalone<'_>) -> Result<Creating, Failure> {
-    // A process of a namespace that is joined must not trace, or open by /proc, what has not become the user's program yet.
-    set_dumpable_behavior(DumpableBehavior::NotDumpable).in_shim("become non-dumpable", "")?;
     let missing = |field: &str| Failure::plan("create", field, "missing");
     let process = plan.process.as_ref().ok_or_else(|| missing("process"))?;
     let rootfs = plan.rootfs.as_ref().ok_or_else(|| missing("rootfs"))?;
     let program = Program::of(process)?;
     let namespaces = Namespaces::listed(plan)?;
+    if rustix::process::geteuid().is_root() {
+        // A process of a namespace that is joined must not trace, or open by /proc, what has not become the user's program
+        // yet. Without root its own files of /proc would be closed to it: it does this as it enters.
+        set_dumpable_behavior(DumpableBehavior::NotDumpable).in_shim("become non-dumpable", "")?;
+    }
     let streams = match process.terminal {
         true => Streams::default(),
         false => Streams::inherited().in_shim("copy standard streams", "")?,
@@ -129,15 +171,14 @@ pub fn create(plan: &ContainerPlan, standalone: Standalone<'_>) -> Result<Creati
         standalone: Some(standalone),
     };
     let forked = open_unified(&group.unified).and_then(|cgroup| {
-        let mut keep: Vec<_> = init.descriptors().collect();
-        keep.push(standalone.door.as_fd());
+        let keep: Vec<_> = init.descriptors().collect();
         let fork = Fork {
             cgroup: cgroup.as_ref().map(AsFd::as_fd),
             keep: &keep,
             keep_first: process.preserve_fds,
             ..Fork::default()
         };
-        pid_namespace::fork(init.namespaces.pid(), &fork, &group.unified, || init.run())
+        pid_namespace::fork(init.first_pid(), &fork, &group.unified, || init.run())
     });
     match forked {
         Ok(child) => {
@@ -151,37 +192,38 @@ pub fn create(plan: &ContainerPlan, standalone: Standalone<'_>) -> Result<Creati
     }
 }
 
-/// Starts a created container by its state directory: [`Stage::Running`] or a failure is what comes next.
+/// Starts a created container by its state directory, and waits until the user's program was executed.
 ///
 /// # Errors
-/// `ECONNREFUSED` when the container's process is gone, `ENOENT` when it was started before.
-pub fn release(directory: BorrowedFd<'_>, pid: u32) -> Result<Progress, Failure> {
-    Ok(Progress { pid, status: door::knock(directory)?, ready: false })
+/// `ECONNREFUSED` when the container's process is gone, `ENOENT` when it was started before, or the step that failed in
+/// the process.
+pub fn release(directory: BorrowedFd<'_>, pid: u32) -> Result<(), Failure> {
+    let mut progress = Progress { pid, status: door::knock(directory)?, ready: false };
+    while !matches!(progress.advance()?, Step::Stage(Stage::Running)) {}
+    Ok(())
+}
+
+/// The number of the process behind a pidfd, in the caller's pid namespace.
+fn pid_of(pidfd: &OwnedFd) -> Result<u32, Errno> {
+    let info = cgroup::read_file(Path::new(&format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())))?;
+    let info = String::from_utf8_lossy(&info).into_owned();
+    let pid = info.lines().find_map(|line| line.strip_prefix("Pid:")).and_then(|pid| pid.trim().parse().ok());
+    // -1 of a process that has ended.
+    pid.ok_or(Errno::SRCH)
 }
 
 impl Progress {
-    /// Lets the process go on.
-    ///
-    /// # Errors
-    /// When it is gone; [`Progress::advance`] says why.
-    pub fn go(&self) -> Result<(), Failure> {
-        self.status.go().in_shim("let the container's process go on", self.pid)
-    }
-
-    /// Waits for what comes next.
-    ///
-    /// # Errors
-    /// The step that failed in the process, which has exited by then or is about to.
-    pub fn advance(&mut self) -> Result<Stage, Failure> {
+    fn advance(&mut self) -> Result<Step, Failure> {
         let failed = |errno| Failure::internal("read the launch status", self.pid, errno);
         loop {
             match self.status.receive() {
-                Ok(Report::Console(master)) => return Ok(Stage::Console(master)),
-                Ok(Report::Environment) => return Ok(Stage::Environment),
-                Ok(Report::Created) => return Ok(Stage::Created),
+                Ok(Report::Console(master)) => return Ok(Step::Stage(Stage::Console(master))),
+                Ok(Report::Environment) => return Ok(Step::Stage(Stage::Environment)),
+                Ok(Report::Created) => return Ok(Step::Stage(Stage::Created)),
+                Ok(Report::Init(pidfd)) => return Ok(Step::Init(pidfd)),
                 Ok(Report::Ready) => self.ready = true,
                 Ok(Report::Failed(failure)) => return Err(failure),
-                Ok(Report::End) if self.ready => return Ok(Stage::Running),
+                Ok(Report::End) if self.ready => return Ok(Step::Stage(Stage::Running)),
                 Ok(Report::End) => return Err(ended_early(self.pid)),
                 Err(Errno::AGAIN) => {
                     poll(&mut [PollFd::new(&self.status, PollFlags::IN)], None)

@@ -33,6 +33,7 @@ const CONSOLE: u8 = b'C';
 const FAILURE: u8 = b'F';
 const ENVIRONMENT: u8 = b'E';
 const CREATED: u8 = b'W';
+const INIT: u8 = b'I';
 const GO: u8 = b'G';
 
 /// More than the longest failure: a path has 4096 bytes at most, and a failure carries one, with a few words.
@@ -51,6 +52,8 @@ pub(crate) struct Receiver(OwnedFd);
 pub(crate) enum Report {
     Ready,
     Console(OwnedFd),
+    /// The pidfd of the process that goes on in this one's place.
+    Init(OwnedFd),
     Environment,
     Created,
     Failed(Failure),
@@ -123,11 +126,20 @@ impl Reporter {
 
     /// Hands the terminal's master over.
     pub(crate) fn console(&self, master: BorrowedFd<'_>) -> Result<(), Errno> {
-        let fds = [master];
+        self.pass(CONSOLE, master)
+    }
+
+    /// Says that another process goes on.
+    pub(crate) fn init(&self, pidfd: BorrowedFd<'_>) -> Result<(), Errno> {
+        self.pass(INIT, pidfd)
+    }
+
+    fn pass(&self, tag: u8, descriptor: BorrowedFd<'_>) -> Result<(), Errno> {
+        let fds = [descriptor];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         control.push(SendAncillaryMessage::ScmRights(&fds));
-        sendmsg(&self.0, &[IoSlice::new(&[CONSOLE])], &mut control, SendFlags::NOSIGNAL)?;
+        sendmsg(&self.0, &[IoSlice::new(&[tag])], &mut control, SendFlags::NOSIGNAL)?;
         Ok(())
     }
 }
@@ -170,6 +182,7 @@ impl Receiver {
             (ENVIRONMENT, None) => Ok(Report::Environment),
             (CREATED, None) => Ok(Report::Created),
             (CONSOLE, Some(master)) => Ok(Report::Console(master)),
+            (INIT, Some(pidfd)) => Ok(Report::Init(pidfd)),
             (FAILURE, None) => match wire::Failure::decode(body) {
                 Ok(failure) => Ok(Report::Failed(failure.into())),
                 Err(_) => Err(Errno::BADMSG),
