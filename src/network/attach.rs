@@ -1,7 +1,7 @@
 //! The steps that attach a pod to the bridge, and those that undo them. They block; `lib.rs` bounds the wait.
 //!
 //! ```text
-//! lease on disk → veth pair, one end made inside the pod → addresses and routes inside → host ports
+//! lease on disk → veth pair, one end made inside the pod → limits of bandwidth → addresses and routes inside → host ports
 //! ```
 //!
 //! Names and keys follow from the pod's id and its lease, so an undo needs nothing that a killed daemon took along.
@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
 use podwright_base::{PodId, chain};
-use podwright_cni::{AddError, AnnotationError, ConfigError, DelError, Failures};
+use podwright_cni::{AddError, AnnotationError, Bandwidth, ConfigError, DelError, Failures};
 use podwright_sys::netns::{self, EnterError};
 use rustix::io::Errno;
 
@@ -25,6 +25,7 @@ use crate::link::{self, Veth};
 use crate::netlink::{Netlink, NetlinkError};
 use crate::port::HostPort;
 use crate::progress::{Progress, Unfinished};
+use crate::shape::{self, Shape, ShapeError};
 use crate::sysctl::{self, SysctlError};
 use crate::{Attachment, Inner, conntrack, guest, subnet};
 
@@ -97,6 +98,9 @@ pub enum AttachError {
         /// Why.
         source: NetlinkError,
     },
+    /// The pod's bandwidth is not limited as its annotations ask.
+    #[error(transparent)]
+    Bandwidth(ShapeError),
     /// The pod's end is not there although it was made.
     #[error("{INTERFACE} is missing inside the pod right after it was made")]
     NoInterface,
@@ -142,6 +146,14 @@ pub enum UndoError {
         /// Why.
         source: NetlinkError,
     },
+    /// The device that the pod's bandwidth was limited by is still there.
+    #[error("delete the device {name} of the pod's bandwidth")]
+    Bandwidth {
+        /// Its name.
+        name: String,
+        /// Why.
+        source: NetlinkError,
+    },
     /// The lease is still there.
     #[error("give the pod's addresses back")]
     Lease(#[source] LeaseError),
@@ -177,12 +189,18 @@ pub(crate) fn veth_name(pod: &PodId) -> String {
     format!("pv{}", pod.short())
 }
 
+/// The device that what a pod sends waits at when that is limited.
+fn ifb_name(pod: &PodId) -> String {
+    format!("pi{}", pod.short())
+}
+
 /// A pod on its way to the bridge.
 pub(crate) struct Attach<'a> {
     pub(crate) inner: &'a Inner,
     pub(crate) pod: &'a PodId,
     pub(crate) netns: &'a Path,
     pub(crate) ports: &'a [HostPort],
+    pub(crate) bandwidth: &'a Bandwidth,
     pub(crate) progress: &'a Progress,
 }
 
@@ -211,7 +229,7 @@ impl Attach<'_> {
             .map_err(AttachError::Bridge)?;
 
         self.progress.enter("take addresses");
-        let lease = self.take_lease()?;
+        let lease = self.take_lease(&mut host)?;
         let Some(ipv4) = lease.ipv4 else { return Err(AttachError::NoInterface) };
         let (mut inside, pod_has_ipv6) = self.enter(&netns)?;
         let ipv6 = ready.subnets.ipv6.and(lease.ipv6).filter(|_| pod_has_ipv6);
@@ -222,6 +240,7 @@ impl Attach<'_> {
         }
 
         self.make_veth(&mut host, &mut inside, &netns, &ready, ipv4)?;
+        self.shape(&mut host, &ready)?;
         self.progress.enter("give the pod its addresses");
         configure(&mut inside, &ready, (ipv4, ipv6))?;
         self.open_ports(&lease)?;
@@ -232,16 +251,22 @@ impl Attach<'_> {
         })
     }
 
-    /// Takes addresses and ports, after closing host ports of an earlier attempt that are not asked for any more.
-    fn take_lease(&self) -> Result<Lease, AttachError> {
+    /// Takes addresses and ports, after undoing what an earlier attempt has beside them that is not asked for any more.
+    fn take_lease(&self, host: &mut Netlink) -> Result<Lease, AttachError> {
         let inner = self.inner;
         // Rules that are made anew meanwhile must not have the ports that go.
         let _rules = inner.ruleset.hold();
-        if let Some(lease) = inner.leases.get(self.pod).filter(|lease| lease.ports != self.ports) {
+        let shaped = !self.bandwidth.is_unlimited();
+        let earlier = inner.leases.get(self.pod);
+        if let Some(lease) = earlier.as_ref().filter(|lease| lease.ports != self.ports) {
             let mut netfilter = Netlink::netfilter().map_err(AttachError::HostPorts)?;
-            inner.ruleset.remove(&mut netfilter, &lease, false).map_err(AttachError::HostPorts)?;
+            inner.ruleset.remove(&mut netfilter, lease, false).map_err(AttachError::HostPorts)?;
         }
-        inner.leases.take(self.pod, self.ports).map_err(AttachError::Lease)
+        if earlier.is_some_and(|lease| lease.shaped && !shaped) {
+            shape::clear(host, &veth_name(self.pod), &ifb_name(self.pod))
+                .map_err(|error| AttachError::Bandwidth(ShapeError::Clear(error)))?;
+        }
+        inner.leases.take(self.pod, self.ports, shaped).map_err(AttachError::Lease)
     }
 
     /// Opens a socket inside the pod; tells whether the pod has IPv6.
@@ -303,6 +328,23 @@ impl Attach<'_> {
         }
     }
 
+    /// Limits the pod's bandwidth before it can send anything: its end is still down.
+    fn shape(&self, host: &mut Netlink, ready: &Ready) -> Result<(), AttachError> {
+        if self.bandwidth.is_unlimited() {
+            return Ok(());
+        }
+        self.progress.enter("limit the pod's bandwidth");
+        let shape = Shape {
+            veth: &veth_name(self.pod),
+            ifb: &ifb_name(self.pod),
+            bandwidth: self.bandwidth,
+            alias: &self.inner.alias(self.pod),
+            mtu: ready.mtu,
+            ipv6: ready.subnets.ipv6.is_some(),
+        };
+        shape.apply(host).map_err(AttachError::Bandwidth)
+    }
+
     fn open_ports(&self, lease: &Lease) -> Result<(), AttachError> {
         if self.ports.is_empty() {
             return Ok(());
@@ -334,12 +376,19 @@ fn configure(inside: &mut Netlink, ready: &Ready, (ipv4, ipv6): Addresses) -> Re
 pub(crate) fn detach(inner: &Inner, pod: &PodId, progress: &Progress) -> Vec<UndoError> {
     let mut failures = Vec::new();
     progress.enter("delete the veth pair");
-    failures.extend(delete_veth(&veth_name(pod)).err());
+    let name = veth_name(pod);
+    failures.extend(delete(&name).map_err(|source| UndoError::Veth { name, source }).err());
     progress.enter("close the host ports");
     // Rules that are made anew meanwhile must not have the ports of a lease that is on its way out.
     let _rules = inner.ruleset.hold();
-    if let Some(lease) = inner.leases.get(pod).filter(|lease| !lease.ports.is_empty() || lease.guest.is_some()) {
-        failures.extend(close_ports(inner, pod, &lease).err());
+    let lease = inner.leases.get(pod);
+    if let Some(lease) = lease.as_ref().filter(|lease| !lease.ports.is_empty() || lease.guest.is_some()) {
+        failures.extend(close_ports(inner, pod, lease).err());
+    }
+    if lease.is_some_and(|lease| lease.shaped) {
+        progress.enter("delete the device of the pod's bandwidth");
+        let name = ifb_name(pod);
+        failures.extend(delete(&name).map_err(|source| UndoError::Bandwidth { name, source }).err());
     }
     if failures.is_empty() {
         // Not before: the next pod with these addresses or ports would meet what is left of this one.
@@ -359,10 +408,6 @@ fn close_ports(inner: &Inner, pod: &PodId, lease: &Lease) -> Result<(), UndoErro
     conntrack::forget(&mut netfilter, &lease.ports).map_err(UndoError::Connections)
 }
 
-fn delete_veth(name: &str) -> Result<(), UndoError> {
-    let mut host = Netlink::route().map_err(UndoError::Socket)?;
-    match link::delete(&mut host, name) {
-        Ok(_) => Ok(()),
-        Err(source) => Err(UndoError::Veth { name: name.to_owned(), source }),
-    }
+fn delete(name: &str) -> Result<(), NetlinkError> {
+    link::delete(&mut Netlink::route()?, name).map(drop)
 }

@@ -48,7 +48,7 @@ impl Join<'_> {
         }
         let plugin_opens_ports = self.network.has_capability(PORT_MAPPINGS);
         let guest = Some(Guest { plugin_opens_ports, device: None });
-        let lease = Lease { ipv4: None, ipv6: None, ports: self.request.ports.to_vec(), guest };
+        let lease = Lease { ipv4: None, ipv6: None, ports: self.request.ports.to_vec(), shaped: false, guest };
         let needs_lease = !(plugin_opens_ports && lease.ports.is_empty());
         if needs_lease {
             inner.leases.admit(pod, &lease).map_err(AttachError::Lease)?;

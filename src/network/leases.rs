@@ -107,6 +107,9 @@ pub(crate) struct Lease {
     pub(crate) ipv4: Option<Ipv4Addr>,
     pub(crate) ipv6: Option<Ipv6Addr>,
     pub(crate) ports: Vec<HostPort>,
+    /// Whether the built-in network limits the pod's bandwidth, for which there may be a device more.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) shaped: bool,
     /// Only of pods of CNI networks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) guest: Option<Guest>,
@@ -211,18 +214,18 @@ impl Leases {
     }
 
     /// Takes addresses and host ports for a pod. One that has a lease keeps its addresses.
-    pub(crate) fn take(&self, pod: &PodId, ports: &[HostPort]) -> Result<Lease, LeaseError> {
+    pub(crate) fn take(&self, pod: &PodId, ports: &[HostPort], shaped: bool) -> Result<Lease, LeaseError> {
         let mut book = self.book();
         book.check_claims(pod, ports)?;
         let kept = book.leases.get(pod).cloned();
-        if let Some(lease) = kept.as_ref().filter(|lease| lease.ports == ports) {
+        if let Some(lease) = kept.as_ref().filter(|lease| lease.ports == ports && lease.shaped == shaped) {
             return Ok(lease.clone());
         }
         let (addresses, new) = match &kept {
             Some(lease) => (lease.addresses().ok_or_else(|| LeaseError::OfCni { pod: pod.clone() })?, false),
             None => (book.take()?, true),
         };
-        let lease = Lease { ipv4: Some(addresses.0), ipv6: addresses.1, ports: ports.to_vec(), guest: None };
+        let lease = Lease { ipv4: Some(addresses.0), ipv6: addresses.1, ports: ports.to_vec(), shaped, guest: None };
         let written = self.write(&self.path(pod), &lease).and_then(|()| self.write_choice(&book));
         if let Err(error) = written {
             if new && let Some(pool) = &mut book.pool {
@@ -401,20 +404,20 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (a, b) = (PodId::random(), PodId::random());
         let leases = open(dir.path());
-        assert!(matches!(leases.take(&a, &[]), Err(LeaseError::NoSubnet)));
+        assert!(matches!(leases.take(&a, &[], false), Err(LeaseError::NoSubnet)));
         leases.choose(subnets("10.88.0.0/24")).unwrap();
-        let lease = leases.take(&a, &[tcp(80, 8080)]).unwrap();
-        assert_eq!(leases.take(&a, &[tcp(80, 8080)]).unwrap(), lease);
+        let lease = leases.take(&a, &[tcp(80, 8080)], false).unwrap();
+        assert_eq!(leases.take(&a, &[tcp(80, 8080)], false).unwrap(), lease);
 
         let leases = open(dir.path());
         assert_eq!(leases.subnets(), Some(subnets("10.88.0.0/24")));
-        assert_eq!(leases.take(&a, &[tcp(80, 8080)]).unwrap(), lease);
+        assert_eq!(leases.take(&a, &[tcp(80, 8080)], false).unwrap(), lease);
         leases.give_back(&a).unwrap();
         leases.give_back(&a).unwrap();
 
         let leases = open(dir.path());
         assert_eq!(leases.get(&a), None);
-        let ipv4 = leases.take(&b, &[]).unwrap().ipv4;
+        let ipv4 = leases.take(&b, &[], false).unwrap().ipv4;
         assert_eq!(ipv4, Some(Ipv4Addr::new(10, 88, 0, 3)), "the search goes on where it ended");
         assert_eq!(leases.strays(&HashSet::new()).unwrap(), [b]);
     }
@@ -425,15 +428,15 @@ mod tests {
         let (a, b) = (PodId::random(), PodId::random());
         let leases = open(dir.path());
         leases.choose(subnets("10.88.0.0/30")).unwrap();
-        leases.take(&a, &[tcp(80, 8080)]).unwrap();
-        let taken = leases.take(&b, &[tcp(80, 1)]).unwrap_err();
+        leases.take(&a, &[tcp(80, 8080)], false).unwrap();
+        let taken = leases.take(&b, &[tcp(80, 1)], false).unwrap_err();
         assert_eq!(taken.to_string(), format!("host port 80/tcp is used by pod {a}"));
-        let exhausted = leases.take(&b, &[]).unwrap_err();
+        let exhausted = leases.take(&b, &[], false).unwrap_err();
         assert!(exhausted.to_string().starts_with("all addresses of 10.88.0.0/30 are used"), "{exhausted}");
-        let twice = leases.take(&a, &[tcp(81, 1), tcp(81, 2)]).unwrap_err();
+        let twice = leases.take(&a, &[tcp(81, 1), tcp(81, 2)], false).unwrap_err();
         assert!(matches!(twice, LeaseError::PortTaken { pod, .. } if pod == a));
         leases.give_back(&a).unwrap();
-        leases.take(&b, &[tcp(80, 1)]).unwrap();
+        leases.take(&b, &[tcp(80, 1)], false).unwrap();
     }
 
     #[test]
@@ -442,11 +445,11 @@ mod tests {
         let (a, b) = (PodId::random(), PodId::random());
         let leases = open(dir.path());
         leases.choose(subnets("10.88.0.0/24")).unwrap();
-        let old = leases.take(&a, &[]).unwrap();
+        let old = leases.take(&a, &[], false).unwrap();
         leases.choose(subnets("10.99.0.0/24")).unwrap();
         assert!(leases.in_use(&"10.88.0.0/24".parse().unwrap()));
-        assert_eq!(leases.take(&a, &[]).unwrap(), old);
-        let new = leases.take(&b, &[]).unwrap();
+        assert_eq!(leases.take(&a, &[], false).unwrap(), old);
+        let new = leases.take(&b, &[], false).unwrap();
         assert_eq!((new.ipv4, new.ipv6 != old.ipv6), (Some(Ipv4Addr::new(10, 99, 0, 3)), true));
     }
 
@@ -456,9 +459,15 @@ mod tests {
         let (a, b) = (PodId::random(), PodId::random());
         let leases = open(dir.path());
         let guest = Some(Guest { plugin_opens_ports: false, device: Some("cni0".to_owned()) });
-        let of_a = Lease { ipv4: Some(Ipv4Addr::new(10, 88, 0, 2)), ipv6: None, ports: vec![tcp(80, 80)], guest };
+        let of_a = Lease {
+            ipv4: Some(Ipv4Addr::new(10, 88, 0, 2)),
+            ipv6: None,
+            ports: vec![tcp(80, 80)],
+            shaped: false,
+            guest,
+        };
         leases.admit(&a, &of_a).unwrap();
-        assert!(matches!(leases.take(&a, &[]), Err(LeaseError::OfCni { pod }) if pod == a));
+        assert!(matches!(leases.take(&a, &[], false), Err(LeaseError::OfCni { pod }) if pod == a));
         assert!(leases.shares_device(&b, "cni0") && !leases.shares_device(&a, "cni0"));
         let ranges: Vec<IpNet> = vec!["10.1.0.0/24".parse().unwrap()];
         leases.set_ranges(&ranges).unwrap();
@@ -466,8 +475,8 @@ mod tests {
         let leases = open(dir.path());
         leases.choose(subnets("10.88.0.0/24")).unwrap();
         assert!(!leases.in_use(&"10.88.0.0/24".parse().unwrap()));
-        assert!(matches!(leases.take(&b, &[tcp(80, 1)]), Err(LeaseError::PortTaken { pod, .. }) if pod == a));
-        assert_eq!(leases.take(&b, &[]).unwrap().ipv4, of_a.ipv4, "other networks' addresses are not its own");
+        assert!(matches!(leases.take(&b, &[tcp(80, 1)], false), Err(LeaseError::PortTaken { pod, .. }) if pod == a));
+        assert_eq!(leases.take(&b, &[], false).unwrap().ipv4, of_a.ipv4, "other networks' addresses are not its own");
         leases.give_back(&a).unwrap();
         assert_eq!((leases.ranges(), leases.get(&a)), (ranges, None));
         assert_eq!(leases.strays(&HashSet::new()).unwrap(), [b], "the node's file is no pod's");

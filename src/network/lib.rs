@@ -1,13 +1,13 @@
 //! Pod networks: namespace pins, networks of CNI plugins, and the built-in bridge.
 //!
 //! [`Network`] is the face. With a CNI configuration its pods are attached by plugins (`podwright-cni`). Without one
-//! they are on a bridge of its own: a veth pair each, IPv4 and IPv6 addresses from leases on disk, masquerade and host
+//! they are on a bridge of its own: a veth pair each, limits of bandwidth where annotations ask for them, IPv4 and IPv6 addresses from leases on disk, masquerade and host
 //! ports by an nf_tables table of its own. All of it is made with the first pod, carries the daemon's instance in its
 //! names, and is found again by name after a crash. A pod is detached from what it was attached to, whatever is
 //! configured by then; host ports that no plugin opens are the built-in table's.
 //!
 //! Layers, each using those below: `attach`, `guest`, `sweep` (the steps) · `readiness`, `bridge`, `ruleset`, `leases`
-//! (what they work on) · `link`, `nft`, `conntrack` (messages) · `netlink` (exchanges). `subnet` and `ipam` are pure.
+//! (what they work on) · `shape` · `link`, `qdisc`, `nft`, `conntrack` (messages) · `netlink` (exchanges). `subnet` and `ipam` are pure.
 
 mod attach;
 mod bridge;
@@ -21,10 +21,12 @@ mod nft;
 mod pin;
 mod port;
 mod progress;
+mod qdisc;
 mod readiness;
 pub mod resolver;
 mod ruleset;
 mod settings;
+mod shape;
 mod subnet;
 mod sweep;
 mod sysctl;
@@ -38,7 +40,7 @@ use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use podwright_base::{Layout, PodId, config};
-use podwright_cni::Cni;
+use podwright_cni::{Bandwidth, Cni};
 use tokio::sync::OwnedMutexGuard;
 use tokio::time::timeout;
 
@@ -50,6 +52,7 @@ pub use crate::port::{HostPort, Protocol};
 pub use crate::progress::Unfinished;
 pub use crate::readiness::Status;
 pub use crate::settings::OpenError;
+pub use crate::shape::ShapeError;
 pub use crate::sweep::{SweepError, Swept};
 pub use crate::sysctl::SysctlError;
 pub use podwright_cni::{AddFailure, AddResult, CheckError, GenerateError, RecordError};
@@ -233,10 +236,11 @@ impl Network {
             let ranges = self.0.leases.ranges();
             return Join { inner: &self.0, network: &network, pod, netns, request, ranges: &ranges }.run(turn).await;
         }
+        let bandwidth = Bandwidth::of(request.annotations).map_err(AttachError::Annotation)?;
         self.0.cni.del(pod.as_str()).await.map_err(AttachError::Earlier)?;
         let (owned, netns, ports) = (pod.clone(), netns.to_owned(), request.ports.to_vec());
         self.run(turn, move |inner, progress| {
-            Attach { inner, pod: &owned, netns: &netns, ports: &ports, progress }.run()
+            Attach { inner, pod: &owned, netns: &netns, ports: &ports, bandwidth: &bandwidth, progress }.run()
         })
         .await
         .map_err(unfinished)?

@@ -242,17 +242,34 @@ pub(crate) fn new_veth(veth: &Veth<'_>) -> Vec<Message> {
     let port = Attributes::new()
         .text(IFLA_INFO_SLAVE_KIND, "bridge")
         .nest(IFLA_INFO_SLAVE_DATA, Attributes::new().u8(IFLA_BRPORT_MODE, 1));
-    let mut configure =
-        Attributes::new().text(IFLA_IFNAME, veth.name).text(IFLA_IFALIAS, veth.alias).nest(IFLA_LINKINFO, port);
-    if veth.ipv6 {
-        // A bridge port talks for others only: without a link-local address it sends nothing of its own.
-        let inet6 = Attributes::new().u8(IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE);
-        configure = configure.nest(IFLA_AF_SPEC, Attributes::new().nest(u16::from(AF_INET6), inet6));
-    }
+    let configure = own(veth.name, veth.alias, veth.ipv6).nest(IFLA_LINKINFO, port);
     vec![
         Message::new(RTM_NEWLINK, ACK | CREATE | EXCLUSIVE, &link_header(0, 0), &make),
         Message::new(RTM_NEWLINK, ACK, &link_header(0, IFF_UP), &configure),
     ]
+}
+
+/// The messages that make a device that gives back what is redirected to it, and set it up.
+pub(crate) fn new_ifb(name: &str, alias: &str, mtu: u32, ipv6: bool) -> [Message; 2] {
+    let make = Attributes::new()
+        .text(IFLA_IFNAME, name)
+        .u32(IFLA_MTU, mtu)
+        .nest(IFLA_LINKINFO, Attributes::new().text(IFLA_INFO_KIND, "ifb"));
+    [
+        Message::new(RTM_NEWLINK, ACK | CREATE | EXCLUSIVE, &link_header(0, 0), &make),
+        Message::new(RTM_NEWLINK, ACK, &link_header(0, IFF_UP), &own(name, alias, ipv6)),
+    ]
+}
+
+/// What all devices have in common that are made for a pod and stay on the host.
+fn own(name: &str, alias: &str, ipv6: bool) -> Attributes {
+    let attributes = Attributes::new().text(IFLA_IFNAME, name).text(IFLA_IFALIAS, alias);
+    if !ipv6 {
+        return attributes;
+    }
+    // They talk for others only: without a link-local address they send nothing of their own.
+    let inet6 = Attributes::new().u8(IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE);
+    attributes.nest(IFLA_AF_SPEC, Attributes::new().nest(u16::from(AF_INET6), inet6))
 }
 
 /// The message that gives a link an address, usable at once (no duplicate address detection).

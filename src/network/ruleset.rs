@@ -337,7 +337,7 @@ mod tests {
     use crate::port::HostPort;
 
     fn lease(ports: Vec<HostPort>) -> Lease {
-        Lease { ipv4: "10.88.0.2".parse().ok(), ipv6: "fd00::2".parse().ok(), ports, guest: None }
+        Lease { ipv4: "10.88.0.2".parse().ok(), ipv6: "fd00::2".parse().ok(), ports, shaped: false, guest: None }
     }
 
     #[test]

@@ -50,7 +50,7 @@ pub enum SweepError {
         source: PinError,
     },
     /// The devices cannot be listed.
-    #[error("list the pods' veth pairs")]
+    #[error("list the pods' devices")]
     ListLinks(#[source] NetlinkError),
     /// A device is still there.
     #[error("delete the device {name}")]
@@ -89,8 +89,8 @@ pub(crate) fn sweep(inner: &Inner, live: &HashSet<PodId>, progress: &Progress) -
         }),
         Err(error) => swept.errors.push(SweepError::ListLeases(error)),
     }
-    // Behind the leases: it lists those veth pairs that have none.
-    progress.enter("sweep the veth pairs");
+    // Behind the leases: it lists those devices that have none.
+    progress.enter("sweep the pods' devices");
     match Netlink::route().and_then(|mut host| Ok((stray_links(inner, live, &mut host)?, host))) {
         Ok((strays, mut host)) => strays.into_iter().for_each(|name| match link::delete(&mut host, &name) {
             Ok(_) => swept.links.push(name),
@@ -111,7 +111,7 @@ pub(crate) fn sweep(inner: &Inner, live: &HashSet<PodId>, progress: &Progress) -
     swept
 }
 
-/// Our veth ends say so in their alias; one whose daemon was killed before it could is a port of our bridge with a
+/// Our devices say so in their alias; a veth end whose daemon was killed before it could is a port of our bridge with a
 /// name of ours.
 fn stray_links(inner: &Inner, live: &HashSet<PodId>, host: &mut Netlink) -> Result<Vec<String>, NetlinkError> {
     let links = link::all(host)?;

@@ -6,35 +6,18 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde_json::{Map, Value, json};
 
+use crate::annotation::{AnnotationError, Bandwidth};
+
 /// The pod's annotations, under the name that other runtimes have given the capability.
 pub const POD_ANNOTATIONS: &str = "io.kubernetes.cri.pod-annotations";
 /// Host ports.
 pub const PORT_MAPPINGS: &str = "portMappings";
-/// Annotation: bits per second towards the pod, a Kubernetes quantity.
-const INGRESS: &str = "kubernetes.io/ingress-bandwidth";
-/// Annotation: bits per second from the pod, a Kubernetes quantity.
-const EGRESS: &str = "kubernetes.io/egress-bandwidth";
 /// Annotation: addresses that the pod is to have, with or without the length of their subnet, separated by commas.
 const IPS: &str = "podwright.io/cni-ips";
 /// Annotation: the hardware address that the pod's interface is to have.
 const MAC: &str = "podwright.io/cni-mac";
 /// Annotation: names of the pod in its network, separated by commas.
 const ALIASES: &str = "podwright.io/cni-aliases";
-/// What Kubernetes takes for a sensible bandwidth, in bits per second.
-const BANDWIDTHS: std::ops::RangeInclusive<u64> = 1_000..=1_000_000_000_000_000;
-
-/// An annotation that asks for what cannot be.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("annotation {name} {value:?}: {expected}")]
-pub struct AnnotationError {
-    /// Its name.
-    pub name: &'static str,
-    /// Its value.
-    pub value: String,
-    /// What it should be.
-    pub expected: &'static str,
-}
-
 /// A host port that leads into the pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PortMapping {
@@ -87,9 +70,9 @@ impl Wishes<'_> {
             if !annotations.is_empty() {
                 set(POD_ANNOTATIONS, json!(annotations));
             }
-            let bandwidth = bandwidth(annotations)?;
-            if !bandwidth.is_empty() {
-                set("bandwidth", bandwidth.into());
+            let bandwidth = Bandwidth::of(annotations)?;
+            if !bandwidth.is_unlimited() {
+                set("bandwidth", limits(&bandwidth).into());
             }
             if let Some(ips) = annotations.get(IPS) {
                 set("ips", ip_list(ips)?);
@@ -115,20 +98,18 @@ fn port(port: &PortMapping) -> Value {
     value
 }
 
-fn bandwidth(annotations: &BTreeMap<String, String>) -> Result<Map<String, Value>, AnnotationError> {
+fn limits(bandwidth: &Bandwidth) -> Map<String, Value> {
     let mut limits = Map::new();
-    for (name, rate, burst) in [(INGRESS, "ingressRate", "ingressBurst"), (EGRESS, "egressRate", "egressBurst")] {
-        let Some(text) = annotations.get(name) else { continue };
-        let bits = quantity(text).filter(|bits| BANDWIDTHS.contains(bits)).ok_or_else(|| AnnotationError {
-            name,
-            value: text.clone(),
-            expected: "a quantity of bits per second from 1k to 1P, such as 10M",
-        })?;
-        limits.insert(rate.to_owned(), bits.into());
-        // As much as the kernel's shaper takes: a limit of the rate, not of how much comes at once.
-        limits.insert(burst.to_owned(), u32::MAX.into());
+    for (limit, rate, burst) in
+        [(&bandwidth.ingress, "ingressRate", "ingressBurst"), (&bandwidth.egress, "egressRate", "egressBurst")]
+    {
+        if let Some(limit) = limit {
+            limits.insert(rate.to_owned(), limit.bits.into());
+            // As much as the kernel's shaper takes: a limit of the rate, not of how much comes at once.
+            limits.insert(burst.to_owned(), u32::MAX.into());
+        }
     }
-    Ok(limits)
+    limits
 }
 
 fn ip_list(text: &str) -> Result<Value, AnnotationError> {
@@ -153,58 +134,13 @@ fn words(text: &str) -> impl Iterator<Item = &str> {
     text.split(',').map(str::trim).filter(|word| !word.is_empty())
 }
 
-/// Reads a Kubernetes quantity, rounded up to a whole number: digits, maybe with a point, and a decimal or binary
-/// suffix or exponent.
-fn quantity(text: &str) -> Option<u64> {
-    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
-    let (number, suffix) = text.split_at(end);
-    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
-    if number.len() > 20 || (whole.is_empty() && fraction.is_empty()) {
-        return None;
-    }
-    let mantissa: u128 = format!("{whole}{fraction}").parse().ok()?;
-    let divisor = 10_u128.checked_pow(u32::try_from(fraction.len()).ok()?)?;
-    let (factor, divisor) = match suffix {
-        "" => (1, divisor),
-        "m" => (1, divisor * 1000),
-        "k" => (1_000, divisor),
-        "M" => (1_000_000, divisor),
-        "G" => (1_000_000_000, divisor),
-        "T" => (1_000_000_000_000, divisor),
-        "P" => (1_000_000_000_000_000, divisor),
-        "E" => (1_000_000_000_000_000_000, divisor),
-        "Ki" => (1 << 10, divisor),
-        "Mi" => (1 << 20, divisor),
-        "Gi" => (1 << 30, divisor),
-        "Ti" => (1 << 40, divisor),
-        "Pi" => (1 << 50, divisor),
-        "Ei" => (1 << 60, divisor),
-        exponent => {
-            let exponent: u32 = exponent.strip_prefix(['e', 'E'])?.parse().ok()?;
-            (10_u128.checked_pow(exponent.min(19))?, divisor)
-        }
-    };
-    u64::try_from(mantissa.checked_mul(factor)?.div_ceil(divisor)).ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::annotation::{EGRESS, INGRESS};
 
     fn annotations(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
         pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
-    }
-
-    #[test]
-    fn quantities_are_those_of_kubernetes() {
-        for (text, bits) in
-            [("10M", 10_000_000), ("1.5k", 1500), ("1Ki", 1024), ("2e3", 2000), ("1500m", 2), ("5", 5), (".5k", 500)]
-        {
-            assert_eq!(quantity(text), Some(bits), "{text}");
-        }
-        for text in ["", "M", "10 M", "-1M", "10mb", "1e", "99999999999999999999E", "1.2.3"] {
-            assert_eq!(quantity(text), None, "{text}");
-        }
     }
 
     #[test]

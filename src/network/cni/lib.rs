@@ -6,10 +6,12 @@
 //! by what made it.
 //!
 //! Layers, each using those below: `attach`, `upkeep`, `generate` (the operations) · `directory`, `record` (files) · `plugin`, `orphan`
-//! (executions) · `config`, `result`, `capability`, `template`, `version` (pure).
+//! (executions) · `config`, `result`, `capability`, `annotation`,
+//! `template`, `version` (pure).
 //!
 //! Nothing here knows of pods, Kubernetes or the daemon; every wait for a plugin is bounded.
 
+mod annotation;
 mod attach;
 mod capability;
 mod config;
@@ -31,8 +33,9 @@ use std::time::Duration;
 use serde_json::{Map, Value};
 use tokio::sync::RwLock;
 
+pub use crate::annotation::{AnnotationError, Bandwidth, Limit};
 pub use crate::attach::{AddError, AddFailure, CheckError, DelError, Failures, Request};
-pub use crate::capability::{AnnotationError, POD_ANNOTATIONS, PORT_MAPPINGS, PortMapping, Wishes};
+pub use crate::capability::{POD_ANNOTATIONS, PORT_MAPPINGS, PortMapping, Wishes};
 pub use crate::config::{NetworkConfig, Problem};
 pub use crate::directory::{ConfigError, Rejected};
 pub use crate::generate::GenerateError;
