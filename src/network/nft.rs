@@ -78,8 +78,16 @@ const NFTA_PAYLOAD_DESTINATION: u16 = 1;
 const NFTA_PAYLOAD_BASE: u16 = 2;
 const NFTA_PAYLOAD_OFFSET: u16 = 3;
 const NFTA_PAYLOAD_LENGTH: u16 = 4;
+const NFTA_PAYLOAD_SOURCE: u16 = 5;
+const NFTA_PAYLOAD_CHECKSUM_TYPE: u16 = 6;
+const NFTA_PAYLOAD_CHECKSUM_OFFSET: u16 = 7;
+const NFTA_PAYLOAD_CHECKSUM_FLAGS: u16 = 8;
 const PAYLOAD_NETWORK: u32 = 1;
 const PAYLOAD_TRANSPORT: u32 = 2;
+/// Of the network header: IPv6 has none.
+const CHECKSUM_NONE: u32 = 0;
+/// The transport header's checksum covers addresses.
+const CHECKSUM_OF_TRANSPORT: u32 = 1;
 const NFTA_FIB_DESTINATION: u16 = 1;
 const NFTA_FIB_RESULT: u16 = 2;
 const NFTA_FIB_FLAGS: u16 = 3;
@@ -89,7 +97,12 @@ const FIB_OF_DESTINATION: u32 = 1 << 1;
 const LOCAL: u32 = 2;
 const NFTA_CT_DESTINATION: u16 = 1;
 const NFTA_CT_KEY: u16 = 2;
+const NFTA_CT_DIRECTION: u16 = 3;
+const CT_DIRECTION: u32 = 1;
 const CT_STATUS: u32 = 2;
+const CT_DESTINATION_IPV6: u32 = 22;
+const DIRECTION_ORIGINAL: u8 = 0;
+const DIRECTION_REPLY: u8 = 1;
 /// `IPS_DST_NAT`
 const STATUS_REDIRECTED: u32 = 1 << 5;
 const NFTA_LOOKUP_SET: u16 = 1;
@@ -106,10 +119,11 @@ const REGISTER_VERDICT: u32 = 0;
 const VERDICT_DROP: i32 = 0;
 const VERDICT_ACCEPT: u32 = 1;
 const VERDICT_JUMP: i32 = -3;
-const VERDICT_RETURN: i32 = -5;
 
 /// Where packets that come in are routed from.
 pub(crate) const PREROUTING: u32 = 0;
+/// Packets to the host's own processes.
+pub(crate) const INPUT: u32 = 1;
 /// Packets of the host's own processes.
 pub(crate) const OUTPUT: u32 = 3;
 /// Packets about to leave.
@@ -364,8 +378,46 @@ impl Rule {
 
     /// Only packets of connections whose destination was changed.
     pub(crate) fn destination_was_changed(self) -> Self {
-        let status = Attributes::new().be32(NFTA_CT_DESTINATION, REGISTER).be32(NFTA_CT_KEY, CT_STATUS);
-        self.expression("ct", status).mask(&STATUS_REDIRECTED.to_ne_bytes()).compare(false, &[0; 4])
+        self.connection(CT_STATUS, Attributes::new()).mask(&STATUS_REDIRECTED.to_ne_bytes()).compare(false, &[0; 4])
+    }
+
+    /// Only answers to packets that were sent to an IPv6 address, whatever that was changed to.
+    pub(crate) fn answers_from(self, address: &[u8]) -> Self {
+        let original = Attributes::new().u8(NFTA_CT_DIRECTION, DIRECTION_ORIGINAL);
+        self.connection(CT_DIRECTION, Attributes::new())
+            .compare(true, &[DIRECTION_REPLY])
+            .connection(CT_DESTINATION_IPV6, original)
+            .compare(true, address)
+    }
+
+    /// Loads the IPv6 address that the connection's answers are sent to.
+    pub(crate) fn answered_address(self) -> Self {
+        self.connection(CT_DESTINATION_IPV6, Attributes::new().u8(NFTA_CT_DIRECTION, DIRECTION_REPLY))
+    }
+
+    /// Loads what connection tracking knows.
+    fn connection(self, key: u32, of: Attributes) -> Self {
+        self.expression("ct", of.be32(NFTA_CT_DESTINATION, REGISTER).be32(NFTA_CT_KEY, key))
+    }
+
+    /// Loads a value.
+    pub(crate) fn load(self, bytes: &[u8]) -> Self {
+        let immediate =
+            Attributes::new().be32(NFTA_IMMEDIATE_DESTINATION, REGISTER).nest(NFTA_IMMEDIATE_DATA, value(bytes));
+        self.expression("immediate", immediate)
+    }
+
+    /// Writes the first registers into an address of the IPv6 header, of this packet alone: its connection stays as it is.
+    pub(crate) fn write_address(self, offset: u32, length: u32) -> Self {
+        let data = Attributes::new()
+            .be32(NFTA_PAYLOAD_SOURCE, REGISTER)
+            .be32(NFTA_PAYLOAD_BASE, PAYLOAD_NETWORK)
+            .be32(NFTA_PAYLOAD_OFFSET, offset)
+            .be32(NFTA_PAYLOAD_LENGTH, length)
+            .be32(NFTA_PAYLOAD_CHECKSUM_TYPE, CHECKSUM_NONE)
+            .be32(NFTA_PAYLOAD_CHECKSUM_OFFSET, 0)
+            .be32(NFTA_PAYLOAD_CHECKSUM_FLAGS, CHECKSUM_OF_TRANSPORT);
+        self.expression("payload", data)
     }
 
     /// Clears the bits of the first registers that a mask does not have.
@@ -417,11 +469,6 @@ impl Rule {
     /// Goes through another chain.
     pub(crate) fn jump(self, chain: &str) -> Self {
         self.verdict(VERDICT_JUMP, Some(chain))
-    }
-
-    /// Goes back to the chain that jumped here.
-    pub(crate) fn leave(self) -> Self {
-        self.verdict(VERDICT_RETURN, None)
     }
 
     fn verdict(self, code: i32, chain: Option<&str>) -> Self {

@@ -8,10 +8,11 @@
 //!   set  guests_v4         pod address                                        pods of CNI networks
 //!   set  loopback_ports    address . protocol . port                          those of 127.0.0.0/8, IPv4 only
 //!   set  guest_devices     device                                             by which such a port leads to a guest
-//!   chain guard            raw prerouting: nobody but the host itself reaches 127.0.0.0/8
+//!   chain guard            raw prerouting: nobody but the host itself reaches 127.0.0.0/8 and ::1
 //!   chain prerouting, output: to an address of the host → host_ports
 //!   chain host_ports       destination by map
-//!   chain postrouting      pods to other networks; the host's 127.0.0.1 to a pod; a pod to a pod by a host port
+//!   chain postrouting      pods to other networks; the host's loopback address to a pod; a pod to a pod by a host port
+//!   chain answers, input   answers to the host's ::1, which must not come in by that address
 //! }                        (and all of it once more for IPv6)
 //! ```
 //!
@@ -28,7 +29,8 @@ use crate::leases::{Lease, Leases};
 use crate::link::octets;
 use crate::netlink::{Message, Netlink, NetlinkError};
 use crate::nft::{
-    self, Element, NFPROTO_IPV4, NFPROTO_IPV6, OUTPUT, POSTROUTING, PREROUTING, REGISTER, Rule, Type, transaction,
+    self, Element, INPUT, NFPROTO_IPV4, NFPROTO_IPV6, OUTPUT, POSTROUTING, PREROUTING, REGISTER, Rule, Type,
+    transaction,
 };
 use crate::port::Protocol;
 use crate::subnet::Subnets;
@@ -135,6 +137,7 @@ impl Ruleset {
         messages.extend(self.guard_rules());
         messages.extend(self.host_port_rules());
         messages.extend(self.source_rules(leases.subnets()));
+        messages.extend(self.answer_rules());
         netlink.request(transaction(messages))?;
         let elements: Vec<Message> = leases.all().iter().flat_map(|(pod, lease)| self.additions(pod, lease)).collect();
         elements.chunks(ELEMENTS_AT_ONCE).try_for_each(|chunk| netlink.request(transaction(chunk.to_vec())))
@@ -195,30 +198,33 @@ impl Ruleset {
             base("prerouting", "nat", PREROUTING, PRIORITY_DESTINATION),
             base("output", "nat", OUTPUT, PRIORITY_DESTINATION),
             base("postrouting", "nat", POSTROUTING, PRIORITY_SOURCE),
+            base("answers", "filter", PREROUTING, PRIORITY_DESTINATION + 1),
+            base("input", "filter", INPUT, PRIORITY_SOURCE + 1),
         ]
     }
 
     /// `route_localnet` on the bridge, or on a guest's device, which host ports at 127.0.0.1 need, must not let pods
     /// reach what listens there on the host; and a host port of 127.0.0.1 must not be open to neighbours who send that address over the wire.
     /// Both are decided before connection tracking, which turns answers back to 127.0.0.1 only afterwards.
-    fn guard_rules(&self) -> [Message; 3] {
-        let (address, mask) = IPV4.loopback;
-        let to_loopback =
-            || Rule::new().family(IPV4.number).prefix(IPV4.destination, true, address, mask).input_device(false, "lo");
+    ///
+    /// The kernel itself lets nothing in for ::1, but with `br_netfilter` what comes by a bridge is led to host ports
+    /// before that.
+    fn guard_rules(&self) -> [Message; 4] {
+        let to_loopback_of = |family: &Family| {
+            let (address, mask) = family.loopback;
+            Rule::new().family(family.number).prefix(family.destination, true, address, mask).input_device(false, "lo")
+        };
+        let to_loopback = || to_loopback_of(&IPV4);
         let from_pods = to_loopback().input_device(true, &self.bridge).drop();
         let from_guests = to_loopback().input_device_in(GUEST_DEVICES).drop();
         let to_host_port = IPV4.addressed_key(to_loopback()).in_set(LOOPBACK_PORTS).drop();
-        [from_pods, from_guests, to_host_port].map(|rule| rule.append(&self.table, "guard"))
+        let to_ipv6_loopback = to_loopback_of(&IPV6).drop();
+        [from_pods, from_guests, to_host_port, to_ipv6_loopback].map(|rule| rule.append(&self.table, "guard"))
     }
 
     fn host_port_rules(&self) -> Vec<Message> {
         let enter = || Rule::new().destination_is_local().jump("host_ports");
         let mut rules = vec![enter().append(&self.table, "prerouting"), enter().append(&self.table, "output")];
-        // IPv6 has no counterpart of `route_localnet`: what is sent to a pod from ::1 never arrives. A program that tries
-        // ::1 first, as most do for `localhost`, must be refused there to go on to 127.0.0.1.
-        let (loopback, mask) = IPV6.loopback;
-        let to_loopback = Rule::new().family(IPV6.number).prefix(IPV6.destination, true, loopback, mask);
-        rules.push(to_loopback.leave().append(&self.table, "host_ports"));
         for family in [&IPV4, &IPV6] {
             let one = family
                 .addressed_key(Rule::new().family(family.number))
@@ -232,6 +238,19 @@ impl Ruleset {
             rules.extend([one, any].map(|rule| rule.append(&self.table, "host_ports")));
         }
         rules
+    }
+
+    /// IPv6 has no counterpart of `route_localnet`: by a device of the wire nothing is let in for ::1, whose answers
+    /// connection tracking has given that address back before the kernel looks (with `br_netfilter` even before it
+    /// looks at the header). So they go by the address that they were sent to until they are past.
+    fn answer_rules(&self) -> [Message; 2] {
+        let (loopback, _) = IPV6.loopback;
+        let answers = || Rule::new().family(IPV6.number).answers_from(loopback);
+        let write = |rule: Rule| rule.write_address(IPV6.destination, IPV6.length);
+        [
+            write(answers().answered_address()).append(&self.table, "answers"),
+            write(answers().load(loopback)).append(&self.table, "input"),
+        ]
     }
 
     /// A node whose pods are all of CNI networks has no subnets.
@@ -261,10 +280,12 @@ impl Ruleset {
                 family.addressed_key(from_pods().destination_was_changed()).in_set(family.pod_ports).masquerade(),
             );
         }
-        // The pod's answer would go to its own loopback device.
-        let (loopback, mask) = IPV4.loopback;
-        let from_loopback = Rule::new().family(IPV4.number).prefix(IPV4.source, true, loopback, mask);
-        rules.push(IPV4.addressed_key(from_loopback).in_set(IPV4.pod_ports).masquerade());
+        for family in [&IPV4, &IPV6] {
+            // The pod's answer would go to its own loopback device.
+            let (loopback, mask) = family.loopback;
+            let from_loopback = Rule::new().family(family.number).prefix(family.source, true, loopback, mask);
+            rules.push(family.addressed_key(from_loopback).in_set(family.pod_ports).masquerade());
+        }
         rules.into_iter().map(|rule| rule.append(&self.table, "postrouting")).collect()
     }
 }

@@ -99,6 +99,7 @@ fn host_ports_that_no_plugin_opens_are_built_in() {
         lab.world.talk("[2001:db8::2]:8080", &listener);
         lab.host.talk("127.0.0.1:8080", &listener);
         lab.host.talk("127.0.0.1:8081", &listener);
+        lab.host.talk("[::1]:8080", &listener);
         // Its answer comes by the host, not to the peer directly.
         assert_ne!(peer.netns.talk(&format!("{HOST}:8080"), &listener), of_peer.ips[0]);
         web.netns.talk(&format!("{HOST}:8080"), &listener);

@@ -5,6 +5,7 @@
 mod lab;
 
 use std::net::IpAddr;
+use std::path::Path;
 
 use lab::{HOST, HOST6, Lab, Pod, attach, port, remove, talk_udp};
 use podwright_network::Protocol::{Sctp, Tcp, Udp};
@@ -61,12 +62,47 @@ fn a_host_port_leads_into_the_pod_over_ipv6() {
         assert_eq!(lab.world.talk(&format!("[{HOST6}]:8080"), &web), ip("2001:db8::1"));
         assert_eq!(lab.world.talk(&format!("[{HOST6}]:8081"), &web), ip("2001:db8::1"));
         assert_eq!(lab.host.talk(&format!("[{HOST6}]:8080"), &web), ip(HOST6));
-        assert!(lab.host.is_refused("[::1]:8080"), "at once, so that a client goes on to 127.0.0.1");
         assert_eq!(other.netns.talk(&format!("[{HOST6}]:8080"), &web), gateway);
         assert_eq!(pod.netns.talk(&format!("[{HOST6}]:8080"), &web), gateway);
         assert!(lab.world.is_refused(&format!("{HOST}:8081")), "only IPv6 was asked for");
         remove(&network, &pod).await;
         remove(&network, &other).await;
+        lab.assert_no_pods();
+    });
+}
+
+/// Answers come by way of the bridge, whose packets this looks at, or does not, before IPv6 does.
+const BRIDGE_NETFILTER: &str = "bridge/bridge-nf-call-ip6tables";
+
+#[test]
+fn a_host_port_leads_into_the_pod_from_the_hosts_ipv6_loopback() {
+    Lab::test(|lab| async move {
+        let network = lab.open().await;
+        let pod = Pod::fresh();
+        let ports = [
+            port(Tcp, None, 8080, 80),
+            port(Tcp, Some("::1"), 8081, 80),
+            port(Udp, None, 5353, 53),
+            port(Tcp, None, 8082, 9),
+        ];
+        attach(&network, &pod, &ports).await.unwrap();
+        let (web, dns) = (pod.netns.listen("[::]:80"), pod.netns.udp("[::]:53"));
+        let gateway = lab.host.ip(&format!("-6 -o address show dev {} scope global", lab.bridge()));
+        let gateway = ip(gateway.split_whitespace().nth(3).unwrap().split('/').next().unwrap());
+        let has_bridge_netfilter = Path::new("/proc/sys/net").join(BRIDGE_NETFILTER).exists();
+        for value in if has_bridge_netfilter { &["0", "1"][..] } else { &[""] } {
+            if has_bridge_netfilter {
+                lab.host.sysctl(BRIDGE_NETFILTER, value);
+            }
+            assert_eq!(lab.host.talk("[::1]:8080", &web), gateway);
+            assert_eq!(lab.host.talk("[::1]:8081", &web), gateway);
+            assert_eq!(talk_udp(&lab.host.udp("[::1]:0"), "[::1]:5353", &dns), gateway);
+            assert!(lab.host.is_refused("[::1]:8082"), "by the pod, where nothing listens");
+        }
+        assert!(lab.host.is_refused(&format!("[{HOST6}]:8081")) && lab.world.is_refused(&format!("[{HOST6}]:8081")));
+        assert!(lab.host.is_refused("[::1]:8083"), "what is no host port is the host's own matter");
+        remove(&network, &pod).await;
+        assert!(lab.host.is_refused("[::1]:8080"), "closed with its pod");
         lab.assert_no_pods();
     });
 }
@@ -151,6 +187,37 @@ fn the_hosts_loopback_is_closed_to_pods_and_neighbours() {
             sender.send_to(b"private", "127.0.0.1:9000").unwrap();
             sender.send_to(b"port", "127.0.0.1:5353").unwrap();
             sender.send_to(b"public", format!("{gateway}:9001")).unwrap();
+            let mut bytes = [0; 16];
+            assert_eq!(public.recv(&mut bytes).unwrap(), b"public".len());
+            for closed in [&private, &in_pod] {
+                closed.set_nonblocking(true).unwrap();
+                let error = closed.recv(&mut bytes).expect_err("nothing came in");
+                assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
+            }
+        }
+        remove(&network, &pod).await;
+    });
+}
+
+#[test]
+fn the_hosts_ipv6_loopback_is_closed_to_pods_and_neighbours() {
+    Lab::test(|lab| async move {
+        let network = lab.open().await;
+        let pod = Pod::fresh();
+        let attached = attach(&network, &pod, &[port(Udp, Some("::1"), 5353, 53)]).await.unwrap();
+        let private = lab.host.udp("[::1]:9000");
+        let public = lab.host.udp("[::]:9001");
+        let in_pod = pod.netns.udp("[::]:53");
+        // A connection that the host has by way of its ::1 does not open that to others.
+        talk_udp(&lab.host.udp("[::1]:0"), "[::1]:5353", &in_pod);
+        let gateway = attached.ips[1].to_string().replace("::2", "::1");
+        for (netns, gateway) in [(&pod.netns, gateway.as_str()), (&lab.world, HOST6)] {
+            netns.ip("address del ::1/128 dev lo");
+            netns.ip(&format!("-6 route add ::1/128 via {gateway}"));
+            let sender = netns.udp("[::]:0");
+            sender.send_to(b"private", "[::1]:9000").unwrap();
+            sender.send_to(b"port", "[::1]:5353").unwrap();
+            sender.send_to(b"public", format!("[{gateway}]:9001")).unwrap();
             let mut bytes = [0; 16];
             assert_eq!(public.recv(&mut bytes).unwrap(), b"public".len());
             for closed in [&private, &in_pod] {
