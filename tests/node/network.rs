@@ -2,8 +2,13 @@
 
 use k8s_cri::v1::*;
 
+use std::path::Path;
+use std::process::Command;
+
+use tonic::Code;
+
 use crate::lab::Node;
-use crate::lab::cri::{namespaces, pod, security, shell};
+use crate::lab::cri::{namespaces, pod, refused, security, shell};
 
 const SERVE: &str = "mkdir -p /www; echo hello from $(hostname) >/www/index.html; exec httpd -f -p 80 -h /www";
 
@@ -155,5 +160,50 @@ async fn addresses_come_back_and_survive_a_restart() {
     }
     assert_eq!(node.pod_ips(&kept.pod).await, kept_ips);
     node.delete(&kept.pod).await;
+    node.finish().await;
+}
+
+/// What `tc` says of the token bucket of a device of a pod on the host.
+fn bucket(device: &str) -> serde_json::Value {
+    let output = Command::new("tc").args(["-s", "-j", "qdisc", "show", "dev", device]).output().expect("tc");
+    let list: Vec<serde_json::Value> = serde_json::from_slice(&output.stdout).expect("JSON");
+    list.into_iter().find(|discipline| discipline["kind"] == "tbf").expect("a token bucket")
+}
+
+#[tokio::test]
+async fn annotations_limit_a_pods_bandwidth() {
+    let node = Node::start_with_images(&["busybox"]).await;
+    let mut config = pod(&node, "limited");
+    for (name, value) in [("ingress", "fast"), ("egress", "0")] {
+        let name = format!("kubernetes.io/{name}-bandwidth");
+        config.annotations = [(name.clone(), value.to_owned())].into();
+        let words = [&*format!("annotation {name} \"{value}\""), "a quantity of bits per second from 1k to 1P"];
+        refused(node.try_run_pod(&config, "").await, Code::InvalidArgument, &words);
+    }
+    config.annotations =
+        [("ingress", "20M"), ("egress", "40M")].map(|(d, v)| (format!("kubernetes.io/{d}-bandwidth"), v.into())).into();
+    let serve = SERVE.replace("exec", "dd if=/dev/zero of=/www/file bs=1000 count=500; exec");
+    let (limited, peer) = tokio::join!(async { node.run_in(&config, &shell("main", &serve)).await }, async {
+        node.run(&shell("peer", &serve)).await
+    });
+    let devices = ["pv", "pi"].map(|kind| format!("{kind}{}", &limited.pod[..12]));
+    let rates = || devices.each_ref().map(|device| bucket(device)["options"]["rate"].as_u64());
+    assert_eq!(rates(), [Some(2_500_000), Some(5_000_000)], "bytes per second");
+    node.crash().await;
+    assert_eq!(rates(), [Some(2_500_000), Some(5_000_000)], "the next daemon leaves them alone");
+    let overlimits = || devices.each_ref().map(|device| bucket(device)["overlimits"].as_u64().expect("a number"));
+    for (from, to, direction) in [(&peer, &limited, 1), (&limited, &peer, 0)] {
+        let before = overlimits()[direction];
+        let ip = node.pod_ips(&to.pod).await[0];
+        let get = format!("for n in $(seq 100); do wget -qO- http://{ip}/file && exit; sleep 0.05; done; exit 1");
+        assert_eq!(node.sh(&from.container, &format!("({get}) | wc -c")).await.trim(), "500000");
+        let after = overlimits()[direction];
+        assert!(after > before, "what is more than {} lets through waits: {before} {after}", devices[direction]);
+    }
+    node.delete(&limited.pod).await;
+    node.delete(&peer.pod).await;
+    for device in devices {
+        assert!(!Path::new("/sys/class/net").join(&device).exists(), "{device} is left");
+    }
     node.finish().await;
 }
