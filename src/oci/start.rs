@@ -21,8 +21,9 @@ pub(crate) fn release(globals: &Globals, container: &Container) -> Result<(), Er
         status => return Err(container.refuse("start", status)),
     }
     let pid = container.record.pid;
-    podwright_launch::release(container.home.directory(), pid)?;
     let plan = container.plan()?;
+    let listener = plan.process.as_ref().and_then(|process| process.seccomp_listener.as_ref());
+    podwright_launch::release(container.home.directory(), pid, listener)?;
     if let Some(list) = plan.hooks.as_ref().map(|hooks| &hooks.poststart) {
         let state = || container.record.for_hooks(Phase::Running, pid);
         if let Err(failure) = hooks::run("poststart", list, &state) {

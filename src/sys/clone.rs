@@ -115,7 +115,8 @@ fn run(child: impl FnOnce() -> i32, fork: &Fork<'_>) -> ! {
     exit(code)
 }
 
-fn exit(code: i32) -> ! {
+/// Ends the calling process, all of its threads, without running exit handlers.
+pub fn exit(code: i32) -> ! {
     // SAFETY: _exit has no precondition; it ends the process without running anything of the parent's.
     unsafe { libc::_exit(code) }
 }

@@ -20,6 +20,8 @@ pub mod power_cut;
 pub mod rlimit;
 pub mod scheduling;
 pub mod seccomp;
+#[cfg(feature = "testing")]
+pub mod seccomp_supervisor;
 pub mod signalling;
 pub mod signals;
 pub mod stamp;

@@ -216,8 +216,10 @@ fn plan(node: &Node, pod: &Pod, spec: &Spec, record: &ContainerRecord) -> Result
     }
     let (layers, writable) = (layout.layers(), layout.container_writable(&pod.record.id, &record.id));
     let log = log_path(&pod.record.config, &record.config);
+    let directory = layout.container(&pod.record.id, &record.id);
     let bundle = Bundle {
         id: record.id.as_str(),
+        dir: &directory,
         layers_dir: &layers,
         lower: record.layers.iter().rev().map(Digest::hex).map(str::to_owned).collect(),
         writable_dir: &writable,

@@ -146,8 +146,10 @@ fn plan(
     let spec = Spec::load(&path).map_err(|source| Error::step(format!("read {}", path.display()), source))?;
     let process = podwright_spec::exec_process(&spec, command, tty)
         .map_err(|error| Error::invalid(error.field(), error.to_string()))?;
+    let bundle = node.layout.container(&access.pod, &access.container);
     let request = ExecRequest {
         container_id: access.container.as_str(),
+        bundle: &bundle,
         exec_id: &access.exec,
         stdio: Stdio { stdin: streams.stdin, stdout: streams.stdout, stderr: streams.stderr },
         tied_to_connection: true,

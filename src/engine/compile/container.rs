@@ -11,8 +11,8 @@ use podwright_plan::wire;
 use crate::cgroup::{self, CgroupPath};
 use crate::error::{CompileError, invalid, missing, unsupported};
 use crate::facts::HostFacts;
+use crate::listener::Owner;
 use crate::mounts::{self, Surroundings, absolute};
-use crate::seccomp::{self, Filter};
 use crate::sysctl::Own;
 use crate::{devices, hooks, id_maps, namespaces, process, sysctl, unsupported};
 
@@ -21,6 +21,8 @@ use crate::{devices, hooks, id_maps, namespaces, process, sysctl, unsupported};
 pub struct Bundle<'a> {
     /// The container's id.
     pub id: &'a str,
+    /// Absolute directory of the bundle, which has the specification in it.
+    pub dir: &'a Path,
     /// Absolute directory of unpacked layers.
     pub layers_dir: &'a Path,
     /// Names of the image's layers in it, topmost first; at least one.
@@ -79,7 +81,8 @@ pub fn standalone(
         wire::NamespaceMode::NamespaceHost
     };
     let root = spec.root().as_ref().ok_or_else(|| missing("root"))?;
-    let mut plan = inside(spec, standalone.id, &around, own)?;
+    let owner = Owner { id: standalone.id, bundle: standalone.bundle, status: "creating" };
+    let mut plan = inside(spec, owner, &around, own)?;
     let process = plan.process.as_mut().ok_or_else(|| missing("process"))?;
     process.preserve_fds = standalone.preserve_fds;
     let (uid_maps, gid_maps) = id_maps::id_maps(linux, &namespaces)?;
@@ -130,7 +133,8 @@ pub fn container(spec: &Spec, bundle: &Bundle<'_>, facts: &HostFacts) -> Result<
         shares_shm: bundle.shares_shm,
         facts,
     };
-    let plan = inside(spec, bundle.id, &around, namespaces.own)?;
+    let owner = Owner { id: bundle.id, bundle: bundle.dir, status: "creating" };
+    let plan = inside(spec, owner, &around, namespaces.own)?;
     Ok(wire::ContainerPlan {
         id: bundle.id.to_owned(),
         pid: namespaces.pid.into(),
@@ -149,7 +153,12 @@ pub fn container(spec: &Spec, bundle: &Bundle<'_>, facts: &HostFacts) -> Result<
 }
 
 /// Compiles what is alike for both kinds: all that is inside the root, the cgroup and the process.
-fn inside(spec: &Spec, id: &str, around: &Surroundings<'_>, own: Own) -> Result<wire::ContainerPlan, CompileError> {
+fn inside(
+    spec: &Spec,
+    owner: Owner<'_>,
+    around: &Surroundings<'_>,
+    own: Own,
+) -> Result<wire::ContainerPlan, CompileError> {
     let linux = spec.linux().as_ref().ok_or_else(|| missing("linux"))?;
     let program = spec.process().as_ref().ok_or_else(|| missing("process"))?;
     let mounts = mounts::mounts(spec, around)?;
@@ -163,20 +172,9 @@ fn inside(spec: &Spec, id: &str, around: &Surroundings<'_>, own: Own) -> Result<
         readonly_paths: paths(linux.readonly_paths().as_deref(), "linux.readonlyPaths")?,
         sysctls: sysctl::sysctls(linux.sysctl().iter().flatten(), own, "linux.sysctl")?,
         cgroup: Some(cgroup::container(around.cgroup, linux.resources().as_ref(), &facts.cgroup)?),
-        process: Some(process::process(
-            program,
-            process::Surroundings { id, linux, filter: filter(spec, facts)?, facts },
-        )?),
+        process: Some(process::process(program, process::Surroundings { spec, linux, owner, facts })?),
         ..wire::ContainerPlan::default()
     })
-}
-
-/// Compiles the specification's system call filter; without a profile there is none.
-pub(crate) fn filter(spec: &Spec, facts: &HostFacts) -> Result<Filter, CompileError> {
-    match spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref()) {
-        Some(profile) => Ok(seccomp::assemble(profile, facts.seccomp_arch)?),
-        None => Ok(Filter::default()),
-    }
 }
 
 fn cgroup_path(path: &Path) -> Result<CgroupPath, CompileError> {

@@ -1,11 +1,13 @@
 //! Another process in a running container.
 
+use std::path::Path;
+
 use oci_spec::runtime::{Process, Spec};
 use podwright_plan::wire;
 
-use crate::container::filter;
 use crate::error::{CompileError, missing};
 use crate::facts::HostFacts;
+use crate::listener::Owner;
 use crate::{process, scheduling};
 
 /// Which exec it is and how it is carried out.
@@ -13,6 +15,8 @@ use crate::{process, scheduling};
 pub struct ExecRequest<'a> {
     /// The container it runs in.
     pub container_id: &'a str,
+    /// Absolute directory of the container's bundle.
+    pub bundle: &'a Path,
     /// Unique in the pod.
     pub exec_id: &'a str,
     /// Which file descriptors come with the plan.
@@ -36,7 +40,8 @@ pub fn exec(
 ) -> Result<wire::ExecPlan, CompileError> {
     let linux = spec.linux().as_ref().ok_or_else(|| missing("linux"))?;
     let process = completed(process, spec.process().as_ref());
-    let around = process::Surroundings { id: request.container_id, linux, filter: filter(spec, facts)?, facts };
+    let owner = Owner { id: request.container_id, bundle: request.bundle, status: "running" };
+    let around = process::Surroundings { spec, linux, owner, facts };
     let mut compiled = process::process(&process, around)?;
     if let Some(affinity) = process.exec_cpu_affinity() {
         (compiled.cpus_initial, compiled.cpus_final) = scheduling::affinity(affinity)?;

@@ -16,6 +16,7 @@ mod exec;
 pub mod facts;
 mod hooks;
 mod id_maps;
+mod listener;
 mod mount_options;
 mod mounts;
 mod namespaces;

@@ -2,30 +2,33 @@
 
 use std::collections::HashSet;
 
-use oci_spec::runtime::{Linux, PosixRlimit, PosixRlimitType, Process};
+use oci_spec::runtime::{Linux, LinuxSeccompFilterFlag, PosixRlimit, PosixRlimitType, Process, Spec};
 use podwright_plan::wire;
 
 use crate::error::{CompileError, invalid, missing, unsupported};
 use crate::facts::HostFacts;
+use crate::listener::{self, Owner};
 use crate::mounts::absolute;
-use crate::seccomp::Filter;
+use crate::seccomp::{self, Filter};
 use crate::{capabilities, personality, scheduling};
 
 /// What the kernel accepts in /proc/self/oom_score_adj.
 const OOM_SCORE_ADJ: std::ops::RangeInclusive<i32> = -1000..=1000;
+/// The kernel's major and minor version that brought `SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV`.
+const WAIT_KILLABLE_RECV_SINCE: (u32, u32) = (5, 19);
 
 /// What a process has of its container: init and execs alike.
+#[derive(Clone, Copy)]
 pub(crate) struct Surroundings<'a> {
-    /// The container's id.
-    pub(crate) id: &'a str,
+    pub(crate) spec: &'a Spec,
     pub(crate) linux: &'a Linux,
-    pub(crate) filter: Filter,
+    pub(crate) owner: Owner<'a>,
     pub(crate) facts: &'a HostFacts,
 }
 
 /// Compiles a process.
 pub(crate) fn process(process: &Process, around: Surroundings<'_>) -> Result<wire::Process, CompileError> {
-    let Surroundings { id, linux, filter, facts } = around;
+    let Surroundings { spec, linux, owner, facts } = around;
     refuse_foreign(process)?;
     let args = process.args().as_deref().unwrap_or_default();
     if args.first().is_none_or(String::is_empty) {
@@ -34,6 +37,8 @@ pub(crate) fn process(process: &Process, around: Surroundings<'_>) -> Result<wir
     if let Some(adj) = process.oom_score_adj().filter(|adj| !OOM_SCORE_ADJ.contains(adj)) {
         return Err(invalid("process.oomScoreAdj", adj.to_string(), "is not between -1000 and 1000"));
     }
+    let filter = filter(linux, facts)?;
+    let asked = linux.seccomp().as_ref().filter(|_| filter.asks);
     Ok(wire::Process {
         args: texts(args, "process.args")?,
         env: environment(process.env().as_deref().unwrap_or_default())?,
@@ -61,10 +66,22 @@ pub(crate) fn process(process: &Process, around: Surroundings<'_>) -> Result<wir
         cpus_final: Vec::new(),
         memory_policy: linux.memory_policy().as_ref().map(personality::memory_policy).transpose()?,
         personality: linux.personality().as_ref().map(personality::personality).transpose()?,
-        keyring: format!("_ses.{id}"),
-        seccomp_listener: None,
+        keyring: format!("_ses.{}", owner.id),
+        seccomp_listener: asked.map(|profile| listener::listener(spec, profile, owner)).transpose()?,
         ..wire::Process::default()
     })
+}
+
+/// Compiles the container's system call filter; without a profile there is none.
+fn filter(linux: &Linux, facts: &HostFacts) -> Result<Filter, CompileError> {
+    let Some(profile) = linux.seccomp().as_ref() else { return Ok(Filter::default()) };
+    let filter = seccomp::assemble(profile, facts.seccomp_arch)?;
+    let killable = LinuxSeccompFilterFlag::SeccompFilterFlagWaitKillableRecv;
+    let wants_killable = profile.flags().iter().flatten().any(|flag| *flag == killable);
+    if filter.asks && wants_killable && facts.kernel < WAIT_KILLABLE_RECV_SINCE {
+        return Err(invalid("linux.seccomp.flags", killable.to_string(), "needs Linux 5.19"));
+    }
+    Ok(filter)
 }
 
 /// Refuses what other operating systems have.
@@ -189,8 +206,9 @@ mod tests {
         let mut it = Process::default();
         it.set_capabilities(None);
         change(&mut it);
-        let (linux, facts) = (Linux::default(), unified());
-        let around = Surroundings { id: "c1", linux: &linux, filter: Filter::default(), facts: &facts };
+        let (spec, linux, facts) = (Spec::default(), Linux::default(), unified());
+        let owner = Owner { id: "c1", bundle: std::path::Path::new("/b"), status: "creating" };
+        let around = Surroundings { spec: &spec, linux: &linux, owner, facts: &facts };
         process(&it, around).map_err(|error| error.to_string())
     }
 

@@ -23,30 +23,26 @@ const FLAG_LOG: u32 = 1 << 1;
 /// `SECCOMP_FILTER_FLAG_SPEC_ALLOW`
 const FLAG_SPEC_ALLOW: u32 = 1 << 2;
 
+/// `SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV`
+const FLAG_WAIT_KILLABLE_RECV: u32 = 1 << 5;
+
 /// What is installed by `seccomp(2)`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Filter {
     /// `struct sock_filter[]`; empty: no filter.
     pub program: Vec<u8>,
-    /// `SECCOMP_FILTER_FLAG_*`.
+    /// `SECCOMP_FILTER_FLAG_*`, without the one that makes a listener.
     pub flags: u32,
+    /// Whether the filter asks a listening process.
+    pub asks: bool,
 }
 
 /// Why a profile cannot be compiled; fields are named below `linux.seccomp`.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SeccompError {
-    /// An action that needs a listening process.
-    #[error("linux.seccomp.{field}: SCMP_ACT_NOTIFY is not supported by this version")]
-    Notify {
-        /// The action's field.
-        field: String,
-    },
-    /// A field that only makes sense with a listening process.
-    #[error("linux.seccomp.{field} is not supported by this version")]
-    Listener {
-        /// The field.
-        field: &'static str,
-    },
+    /// Actions that ask a listening process, and no word of who that is.
+    #[error("linux.seccomp.listenerPath is missing: SCMP_ACT_NOTIFY has nobody to ask")]
+    NoListener,
     /// An errno the kernel would cut off.
     #[error("linux.seccomp.{field}: errno {errno} is above 4095")]
     Errno {
@@ -82,27 +78,29 @@ pub enum SeccompError {
 /// # Errors
 /// When the profile asks for what a plain filter cannot do, or contradicts the specification.
 pub fn assemble(profile: &LinuxSeccomp, native: SeccompArch) -> Result<Filter, SeccompError> {
-    if profile.listener_path().is_some() {
-        return Err(SeccompError::Listener { field: "listenerPath" });
+    let sections = rules::sections(profile, native)?;
+    let asks = sections.iter().any(rules::Section::asks);
+    if asks && profile.listener_path().as_ref().is_none_or(|path| path.as_os_str().is_empty()) {
+        return Err(SeccompError::NoListener);
     }
-    if profile.listener_metadata().is_some() {
-        return Err(SeccompError::Listener { field: "listenerMetadata" });
-    }
-    Ok(Filter { program: program::assemble(&rules::sections(profile, native)?)?, flags: flags(profile)? })
+    Ok(Filter { program: program::assemble(&sections)?, flags: flags(profile, asks), asks })
 }
 
-fn flags(profile: &LinuxSeccomp) -> Result<u32, SeccompError> {
+fn flags(profile: &LinuxSeccomp, asks: bool) -> u32 {
     // Without a list runc and crun turn the filter's implied speculation mitigations off, as the kernel does for
     // everybody since 5.16; an empty list keeps them on.
     let Some(flags) = profile.flags() else {
-        return Ok(FLAG_SPEC_ALLOW);
+        return FLAG_SPEC_ALLOW;
     };
-    flags.iter().try_fold(0, |bits, flag| match flag {
-        LinuxSeccompFilterFlag::SeccompFilterFlagTsync => Ok(bits | FLAG_TSYNC),
-        LinuxSeccompFilterFlag::SeccompFilterFlagLog => Ok(bits | FLAG_LOG),
-        LinuxSeccompFilterFlag::SeccompFilterFlagSpecAllow => Ok(bits | FLAG_SPEC_ALLOW),
-        LinuxSeccompFilterFlag::SeccompFilterFlagWaitKillableRecv => {
-            Err(SeccompError::Listener { field: "flags[SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV]" })
-        }
+    flags.iter().fold(0, |bits, flag| match flag {
+        // The one thread that becomes the program is the one that installs the filter: to hold its others too says nothing,
+        // and the one that hands a listener over must not be held.
+        LinuxSeccompFilterFlag::SeccompFilterFlagTsync if asks => bits,
+        LinuxSeccompFilterFlag::SeccompFilterFlagTsync => bits | FLAG_TSYNC,
+        LinuxSeccompFilterFlag::SeccompFilterFlagLog => bits | FLAG_LOG,
+        LinuxSeccompFilterFlag::SeccompFilterFlagSpecAllow => bits | FLAG_SPEC_ALLOW,
+        // The kernel knows it with a listener only.
+        LinuxSeccompFilterFlag::SeccompFilterFlagWaitKillableRecv if asks => bits | FLAG_WAIT_KILLABLE_RECV,
+        LinuxSeccompFilterFlag::SeccompFilterFlagWaitKillableRecv => bits,
     })
 }

@@ -88,6 +88,7 @@ fn changed(change: impl FnOnce(&mut serde_json::Value)) -> Spec {
 fn compile(spec: &Spec, facts: &HostFacts) -> Result<ContainerPlan, CompileError> {
     let bundle = Bundle {
         id: "c1",
+        dir: Path::new("/var/lib/podwright/pods/p/containers/c1"),
         layers_dir: Path::new("/var/lib/podwright/layers"),
         lower: vec!["top".to_owned(), "base".to_owned()],
         writable_dir: Path::new("/var/lib/podwright/pods/p/containers/c1/rootfs"),
@@ -169,7 +170,9 @@ fn what_is_wrong_is_told_by_its_field() {
         ("linux.maskedPaths: \"proc/kcore\" is not absolute", |json| {
             json["linux"]["maskedPaths"] = serde_json::json!(["proc/kcore"]);
         }),
-        ("linux.seccomp.defaultAction", |json| json["linux"]["seccomp"]["defaultAction"] = "SCMP_ACT_NOTIFY".into()),
+        ("linux.seccomp.listenerPath is missing", |json| {
+            json["linux"]["seccomp"]["defaultAction"] = "SCMP_ACT_NOTIFY".into()
+        }),
         ("linux.resources.memory.swap", |json| json["linux"]["resources"]["memory"]["swap"] = 1.into()),
     ];
     for (words, change) in cases {
@@ -180,7 +183,9 @@ fn what_is_wrong_is_told_by_its_field() {
 
 fn compile_exec(spec: &Spec) -> ExecPlan {
     let stdio = Stdio { stdin: false, stdout: true, stderr: true };
-    let request = ExecRequest { container_id: "c1", exec_id: "e1", stdio, timeout_ms: 500, tied_to_connection: true };
+    let bundle = Path::new("/var/lib/podwright/pods/p/containers/c1");
+    let request =
+        ExecRequest { container_id: "c1", bundle, exec_id: "e1", stdio, timeout_ms: 500, tied_to_connection: true };
     exec(spec.process().as_ref().unwrap(), spec, &request, &unified()).unwrap()
 }
 

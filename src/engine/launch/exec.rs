@@ -17,7 +17,7 @@ use crate::program::{self, Program};
 use crate::start::{open_unified, tell};
 use crate::status::{self, Reporter};
 use crate::streams::Streams;
-use crate::{attributes, cgroup, console, pid_namespace};
+use crate::{attributes, cgroup, console, pid_namespace, standalone};
 
 /// What has to be remembered of a container's plan to exec into it, kill it and clean up after it.
 #[derive(Debug, Clone)]
@@ -127,10 +127,25 @@ pub fn exec(container: Target<'_>, plan: &ExecPlan, stdio: ExecStdio) -> Result<
         rustix::fs::mkdir(leaf, Mode::from_raw_mode(0o755)).in_shim("make cgroup", leaf.display())?;
     }
     let joining = Joining { container, leaf: leaf.as_deref(), process, program, streams, reporter };
-    joining.fork().map(|child| Pending::new(child, stdio, receiver)).inspect_err(|_| {
-        // The failure is the one to tell; a directory that stays goes with the container's.
-        let _ = leaf.as_deref().map(cgroup::remove);
-    })
+    let forked = init_of(container, process).and_then(|init| Ok((joining.fork()?, init)));
+    match forked {
+        Ok((child, init)) => {
+            Ok(Pending::new(child, stdio, receiver).with_listener(process.seccomp_listener.clone(), init))
+        }
+        Err(failure) => {
+            // The failure is the one to tell; a directory that stays goes with the container's.
+            let _ = leaf.as_deref().map(cgroup::remove);
+            Err(failure)
+        }
+    }
+}
+
+/// The pid of the container's init, which only the listener of a system call filter is told.
+fn init_of(container: Target<'_>, process: &Process) -> Result<u32, Failure> {
+    if process.seccomp_listener.is_none() {
+        return Ok(0);
+    }
+    standalone::pid_of(container.pidfd).in_shim("find the container's process", "")
 }
 
 /// A process on its way into a container.

@@ -2,11 +2,13 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use podwright_plan::wire::Cause;
+use podwright_plan::wire::{Cause, SeccompListener};
 use podwright_sys::clone::Child;
 use rustix::io::Errno;
+use rustix::process::Signal;
 
-use crate::failure::Failure;
+use crate::failure::{Failure, Named};
+use crate::listener;
 use crate::status::{Receiver, Report};
 
 /// The caller's ends of a started process's standard streams. Every descriptor is close-on-exec and non-blocking.
@@ -42,11 +44,17 @@ pub struct Pending {
     pub stdio: Stdio,
     status: Receiver,
     ready: bool,
+    listener: Option<(SeccompListener, u32)>,
 }
 
 impl Pending {
     pub(crate) fn new(child: Child, stdio: Stdio, status: Receiver) -> Self {
-        Self { pid: child.pid, pidfd: child.pidfd, stdio, status, ready: false }
+        Self { pid: child.pid, pidfd: child.pidfd, stdio, status, ready: false, listener: None }
+    }
+
+    /// Remembers who is asked by the process's system call filter, and the init of its container.
+    pub(crate) fn with_listener(self, listener: Option<SeccompListener>, init: u32) -> Self {
+        Self { listener: listener.map(|listener| (listener, init)), ..self }
     }
 
     /// Becomes readable when [`Pending::outcome`] has something to do.
@@ -71,6 +79,13 @@ impl Pending {
                     }
                     self.stdio = Stdio::Console(master);
                 }
+                Ok(Report::Listener(listener)) => {
+                    if let Err(failure) = self.deliver(&listener) {
+                        // It waits for a word that will not come. That it is gone already is no matter.
+                        let _ = rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL);
+                        return Some(Err(failure));
+                    }
+                }
                 Ok(Report::Ready) => self.ready = true,
                 Ok(Report::Failed(failure)) => return Some(Err(failure)),
                 // What only a container without a pod says.
@@ -84,6 +99,14 @@ impl Pending {
                 Err(errno) => return Some(Err(Failure::internal("read the launch status", self.pid, errno))),
             }
         }
+    }
+
+    fn deliver(&self, listener: &OwnedFd) -> Result<(), Failure> {
+        let Some((to, init)) = &self.listener else {
+            return Err(Failure::internal("read the launch status", self.pid, Errno::BADMSG));
+        };
+        listener::deliver(to, listener, self.pid, *init)?;
+        self.status.go().in_shim("let the process go on", self.pid)
     }
 }
 

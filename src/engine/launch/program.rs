@@ -14,6 +14,7 @@ use rustix::thread::{
 };
 
 use crate::failure::{Failure, Named};
+use crate::listener::Messenger;
 use crate::procfs::Procfs;
 use crate::status::Reporter;
 use crate::{attributes, home};
@@ -131,6 +132,7 @@ pub(crate) fn run(process: &Process, program: &Program, reporter: &Reporter) -> 
 }
 
 fn prepare(process: &Process, reporter: &Reporter) -> Result<(), Failure> {
+    let messenger = process.seccomp_listener.as_ref().map(|_| Messenger::hire(reporter)).transpose()?;
     for limit in &process.rlimits {
         rlimit::set(limit.resource, limit.soft, limit.hard)
             .in_child("set resource limit", format!("{}={}:{}", limit.resource, limit.soft, limit.hard))?;
@@ -140,7 +142,7 @@ fn prepare(process: &Process, reporter: &Reporter) -> Result<(), Failure> {
     let directory = open_directory(&process.cwd)?;
     // Without no_new_privs a filter takes CAP_SYS_ADMIN, which is about to go.
     if !process.no_new_privileges {
-        filter(process)?;
+        filter(process, messenger.as_ref())?;
     }
     become_user(&user, &process.capabilities.unwrap_or_default())?;
     enter_directory(directory, &process.cwd)?;
@@ -152,17 +154,24 @@ fn prepare(process: &Process, reporter: &Reporter) -> Result<(), Failure> {
     reporter.ready().in_child("report", "ready")?;
     if process.no_new_privileges {
         set_no_new_privs(true).in_child("set no_new_privs", "")?;
-        filter(process)?;
+        filter(process, messenger.as_ref())?;
     }
     Ok(())
 }
 
-fn filter(process: &Process) -> Result<(), Failure> {
+fn filter(process: &Process, messenger: Option<&Messenger>) -> Result<(), Failure> {
     if process.seccomp.is_empty() {
         return Ok(());
     }
-    seccomp::install(&process.seccomp, process.seccomp_flags)
-        .in_child("install seccomp filter", format!("{} bytes", process.seccomp.len()))
+    let subject = || format!("{} bytes", process.seccomp.len());
+    let Some(messenger) = messenger else {
+        return seccomp::install(&process.seccomp, process.seccomp_flags).in_child("install seccomp filter", subject());
+    };
+    messenger.prepare();
+    let listener = seccomp::install_with_listener(&process.seccomp, process.seccomp_flags)
+        .in_child("install seccomp filter", subject())?;
+    messenger.send(listener);
+    Ok(())
 }
 
 /// Opens the working directory as root, who may enter what the user may not; `None` where it is the other way round, as

@@ -17,7 +17,7 @@
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use podwright_plan::wire::ContainerPlan;
+use podwright_plan::wire::{ContainerPlan, SeccompListener};
 use podwright_sys::clone::Fork;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
@@ -27,6 +27,7 @@ use crate::cgroup::{self, Made};
 use crate::door::{self, Door};
 use crate::failure::{Failure, Named};
 use crate::init::Init;
+use crate::listener;
 use crate::namespaces::Namespaces;
 use crate::pending::ended_early;
 use crate::pid_namespace;
@@ -82,6 +83,8 @@ pub enum Stage {
 enum Step {
     /// Another one takes its place.
     Init(OwnedFd),
+    /// What its system call filter asks by; it waits for the word that this was delivered.
+    Listener(OwnedFd),
     Stage(Stage),
 }
 
@@ -115,6 +118,10 @@ impl Creating {
             match self.progress.advance()? {
                 Step::Init(pidfd) => self.follow(pidfd)?,
                 Step::Stage(stage) => return Ok(stage),
+                // That is of its start.
+                Step::Listener(_) => {
+                    return Err(Failure::internal("read the launch status", self.pid, Errno::BADMSG));
+                }
             }
         }
     }
@@ -192,20 +199,30 @@ pub fn create(plan: &ContainerPlan, standalone: Standalone<'_>) -> Result<Creati
     }
 }
 
-/// Starts a created container by its state directory, and waits until the user's program was executed.
+/// Starts a created container by its state directory, and waits until the user's program was executed. Where its system
+/// call filter asks, `listener` is who is asked.
 ///
 /// # Errors
 /// `ECONNREFUSED` when the container's process is gone, `ENOENT` when it was started before, or the step that failed in
 /// the process.
-pub fn release(directory: BorrowedFd<'_>, pid: u32) -> Result<(), Failure> {
+pub fn release(directory: BorrowedFd<'_>, pid: u32, listener: Option<&SeccompListener>) -> Result<(), Failure> {
     let mut progress = Progress { pid, status: door::knock(directory)?, ready: false };
-    while !matches!(progress.advance()?, Step::Stage(Stage::Running)) {}
-    Ok(())
+    loop {
+        match progress.advance()? {
+            Step::Stage(Stage::Running) => return Ok(()),
+            Step::Listener(descriptor) => {
+                let to = listener.ok_or_else(|| Failure::plan("start", "seccomp listener", "missing"))?;
+                listener::deliver(to, descriptor, pid, pid)?;
+                progress.status.go().in_shim("start the container", pid)?;
+            }
+            Step::Stage(_) | Step::Init(_) => {}
+        }
+    }
 }
 
 /// The number of the process behind a pidfd, in the caller's pid namespace.
-fn pid_of(pidfd: &OwnedFd) -> Result<u32, Errno> {
-    let info = cgroup::read_file(Path::new(&format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())))?;
+pub(crate) fn pid_of(pidfd: impl AsFd) -> Result<u32, Errno> {
+    let info = cgroup::read_file(Path::new(&format!("/proc/self/fdinfo/{}", pidfd.as_fd().as_raw_fd())))?;
     let info = String::from_utf8_lossy(&info).into_owned();
     let pid = info.lines().find_map(|line| line.strip_prefix("Pid:")).and_then(|pid| pid.trim().parse().ok());
     // -1 of a process that has ended.
@@ -221,6 +238,7 @@ impl Progress {
                 Ok(Report::Environment) => return Ok(Step::Stage(Stage::Environment)),
                 Ok(Report::Created) => return Ok(Step::Stage(Stage::Created)),
                 Ok(Report::Init(pidfd)) => return Ok(Step::Init(pidfd)),
+                Ok(Report::Listener(listener)) => return Ok(Step::Listener(listener)),
                 Ok(Report::Ready) => self.ready = true,
                 Ok(Report::Failed(failure)) => return Err(failure),
                 Ok(Report::End) if self.ready => return Ok(Step::Stage(Stage::Running)),

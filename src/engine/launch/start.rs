@@ -44,7 +44,10 @@ pub fn start(pod: &Pod, plan: &ContainerPlan) -> Result<Pending, Failure> {
     let shared = pod.mounts();
     let init = Init { shared, namespaces, plan, process, rootfs, program, streams, reporter, standalone: None };
     match fork(&group, pid_namespace, &init) {
-        Ok(child) => Ok(Pending::new(child, stdio, receiver)),
+        Ok(child) => {
+            let init = child.pid;
+            Ok(Pending::new(child, stdio, receiver).with_listener(process.seccomp_listener.clone(), init))
+        }
         Err(failure) => {
             made.undo();
             Err(failure)

@@ -8,6 +8,7 @@
 //! child                         shim
 //!   CONSOLE + master's fd  ->     (with a terminal)
 //!   READY                  ->     every step is done, the program is next
+//!   LISTENER + its fd      ->     (with a filter that asks) until the word comes that it has been delivered
 //!   execve                 ->     end of file: it runs
 //!   FAILURE                ->     or a step has failed, execve among them
 //! ```
@@ -34,6 +35,7 @@ const FAILURE: u8 = b'F';
 const ENVIRONMENT: u8 = b'E';
 const CREATED: u8 = b'W';
 const INIT: u8 = b'I';
+const LISTENER: u8 = b'L';
 const GO: u8 = b'G';
 
 /// More than the longest failure: a path has 4096 bytes at most, and a failure carries one, with a few words.
@@ -54,6 +56,8 @@ pub(crate) enum Report {
     Console(OwnedFd),
     /// The pidfd of the process that goes on in this one's place.
     Init(OwnedFd),
+    /// Of the seccomp filter; the process waits for the word that it has been delivered.
+    Listener(OwnedFd),
     Environment,
     Created,
     Failed(Failure),
@@ -134,6 +138,16 @@ impl Reporter {
         self.pass(INIT, pidfd)
     }
 
+    /// Hands the listener of the seccomp filter over.
+    pub(crate) fn listener(&self, listener: BorrowedFd<'_>) -> Result<(), Errno> {
+        self.pass(LISTENER, listener)
+    }
+
+    /// A second one of the same socket.
+    pub(crate) fn try_clone(&self) -> Result<Self, Errno> {
+        rustix::io::fcntl_dupfd_cloexec(&self.0, 0).map(Self)
+    }
+
     fn pass(&self, tag: u8, descriptor: BorrowedFd<'_>) -> Result<(), Errno> {
         let fds = [descriptor];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
@@ -183,6 +197,7 @@ impl Receiver {
             (CREATED, None) => Ok(Report::Created),
             (CONSOLE, Some(master)) => Ok(Report::Console(master)),
             (INIT, Some(pidfd)) => Ok(Report::Init(pidfd)),
+            (LISTENER, Some(listener)) => Ok(Report::Listener(listener)),
             (FAILURE, None) => match wire::Failure::decode(body) {
                 Ok(failure) => Ok(Report::Failed(failure.into())),
                 Err(_) => Err(Errno::BADMSG),

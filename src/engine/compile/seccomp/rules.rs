@@ -24,6 +24,7 @@ pub(super) const RET_KILL_PROCESS: u32 = 0x8000_0000;
 const RET_KILL_THREAD: u32 = 0;
 const RET_TRAP: u32 = 0x0003_0000;
 const RET_ERRNO: u32 = 0x0005_0000;
+const RET_USER_NOTIF: u32 = 0x7fc0_0000;
 const RET_TRACE: u32 = 0x7ff0_0000;
 const RET_LOG: u32 = 0x7ffc_0000;
 const RET_ALLOW: u32 = 0x7fff_0000;
@@ -63,6 +64,18 @@ pub(super) struct Condition {
 pub(super) struct Section {
     pub(super) audit: u32,
     pub(super) stretches: Vec<(u32, Outcome)>,
+}
+
+impl Section {
+    /// Tells whether some call is one that a listening process is asked about.
+    pub(super) fn asks(&self) -> bool {
+        self.stretches.iter().any(|(_, outcome)| match outcome {
+            Outcome::Return(value) => *value == RET_USER_NOTIF,
+            Outcome::Conditional(rules, otherwise) => {
+                *otherwise == RET_USER_NOTIF || rules.iter().any(|rule| rule.value == RET_USER_NOTIF)
+            }
+        })
+    }
 }
 
 /// Numbers of one convention that lie together: from `base` up to the next range.
@@ -153,9 +166,9 @@ fn add(calls: &mut BTreeMap<u32, Outcome>, number: u32, rules: &[Rule], value: u
     }
 }
 
-/// Tells whether a default action lets calls through that the profile's author did not know.
+/// Tells whether a default action lets calls through that the profile's author did not know, or leaves that to others.
 fn tolerates_new_calls(default: u32) -> bool {
-    matches!(default & 0xffff_0000, RET_ALLOW | RET_LOG | RET_TRACE)
+    matches!(default & 0xffff_0000, RET_ALLOW | RET_LOG | RET_TRACE | RET_USER_NOTIF)
 }
 
 /// Joins the ranges that share an audit architecture into one line of stretches from 0 to the last number.
@@ -236,7 +249,7 @@ fn action(action: LinuxSeccompAction, errno: Option<u32>, field: impl Fn() -> St
             }
             return Ok(errno | if action == LinuxSeccompAction::ScmpActErrno { RET_ERRNO } else { RET_TRACE });
         }
-        LinuxSeccompAction::ScmpActNotify => return Err(SeccompError::Notify { field: field() }),
+        LinuxSeccompAction::ScmpActNotify => RET_USER_NOTIF,
         LinuxSeccompAction::ScmpActKill | LinuxSeccompAction::ScmpActKillThread => RET_KILL_THREAD,
         LinuxSeccompAction::ScmpActKillProcess => RET_KILL_PROCESS,
         LinuxSeccompAction::ScmpActTrap => RET_TRAP,

@@ -110,7 +110,11 @@ impl<'a> Reading<'a> {
 
 /// What the default becomes for calls that are newer than the profile.
 fn default_above(default: u32) -> u32 {
-    if matches!(default & 0xffff_0000, 0x7fff_0000 | 0x7ffc_0000 | 0x7ff0_0000) { default } else { ENOSYS }
+    if matches!(default & 0xffff_0000, 0x7fff_0000 | 0x7ffc_0000 | 0x7ff0_0000 | 0x7fc0_0000) {
+        default
+    } else {
+        ENOSYS
+    }
 }
 
 fn compare(test: &LinuxSeccompArg, arg: u64, wide: bool) -> bool {
@@ -159,6 +163,7 @@ fn action() -> impl Strategy<Value = (LinuxSeccompAction, Option<u32>)> {
         Just((Action::ScmpActTrap, None)),
         Just((Action::ScmpActLog, None)),
         Just((Action::ScmpActTrace, Some(7))),
+        Just((Action::ScmpActNotify, None)),
     ]
 }
 
@@ -190,6 +195,7 @@ fn profile() -> impl Strategy<Value = LinuxSeccomp> {
                 .set_default_action(action)
                 .set_default_errno_ret(errno)
                 .set_architectures(Some(arches))
+                .set_listener_path(Some("/run/listener".into()))
                 .set_syscalls(Some(rules));
             profile
         },
@@ -339,7 +345,11 @@ fn flags_default_to_what_other_runtimes_set() {
     assert_eq!(with(""), Ok(4));
     assert_eq!(with(r#", "flags": []"#), Ok(0));
     assert_eq!(with(r#", "flags": ["SECCOMP_FILTER_FLAG_LOG", "SECCOMP_FILTER_FLAG_TSYNC"]"#), Ok(3));
-    assert!(with(r#", "flags": ["SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV"]"#).is_err());
+    // Without a listener the kernel does not know the one, with one the other would hold who hands it over.
+    let both = r#", "flags": ["SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV", "SECCOMP_FILTER_FLAG_TSYNC"]"#;
+    assert_eq!(with(both), Ok(1));
+    let asking = r#", "listenerPath": "/run/x", "syscalls": [{"names": ["mkdir"], "action": "SCMP_ACT_NOTIFY"}]"#;
+    assert_eq!(with(&format!("{both}{asking}")), Ok(1 << 5));
 }
 
 #[test]
@@ -349,10 +359,7 @@ fn what_a_filter_cannot_do_is_named() {
         assemble(&serde_json::from_str(&json).unwrap(), SeccompArch::X86_64).unwrap_err()
     };
     let field = || "syscalls[0].action".to_owned();
-    assert_eq!(
-        error(r#"{"names": ["read"], "action": "SCMP_ACT_NOTIFY"}"#, ""),
-        SeccompError::Notify { field: field() }
-    );
+    assert_eq!(error(r#"{"names": ["read"], "action": "SCMP_ACT_NOTIFY"}"#, ""), SeccompError::NoListener);
     assert_eq!(
         error(r#"{"names": ["read"], "action": "SCMP_ACT_ERRNO", "errnoRet": 5000}"#, ""),
         SeccompError::Errno { field: field(), errno: 5000 }
@@ -364,5 +371,4 @@ fn what_a_filter_cannot_do_is_named() {
     let argument =
         r#"{"names": ["read"], "action": "SCMP_ACT_ERRNO", "args": [{"index": 6, "value": 0, "op": "SCMP_CMP_EQ"}]}"#;
     assert_eq!(error(argument, ""), SeccompError::ArgumentIndex { rule: 0, index: 6 });
-    assert_eq!(error("", r#", "listenerPath": "/run/x""#), SeccompError::Listener { field: "listenerPath" });
 }

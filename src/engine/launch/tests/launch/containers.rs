@@ -101,15 +101,15 @@ fn capabilities_are_as_planned() {
     fixture.finish();
 }
 
-/// `struct sock_filter[]`: one system call gives an error, all others go on.
-fn refuse(call: u32, errno: u32) -> Vec<u8> {
+/// `struct sock_filter[]`: one system call is answered so, all others go on.
+pub(crate) fn filter(call: u32, answer: u32) -> Vec<u8> {
     let instruction =
         |code: u16, jt: u8, jf: u8, k: u32| [&code.to_ne_bytes()[..], &[jt, jf], &k.to_ne_bytes()].concat();
     let (load, equal, give) = (0x20, 0x15, 0x06);
     [
         instruction(load, 0, 0, 0),
         instruction(equal, 0, 1, call),
-        instruction(give, 0, 0, 0x0005_0000 | errno),
+        instruction(give, 0, 0, answer),
         instruction(give, 0, 0, 0x7fff_0000),
     ]
     .concat()
@@ -121,7 +121,7 @@ fn a_seccomp_filter_holds() {
     for (id, no_new_privileges) in [("with", true), ("without", false)] {
         let mut plan = fixture.plan(id, "hostname >/dev/null 2>&1; grep -E 'NoNew|Seccomp:' /proc/self/status");
         let process = plan.process.as_mut().unwrap();
-        process.seccomp = refuse(uname, 1);
+        process.seccomp = filter(uname, 0x0005_0001);
         process.no_new_privileges = no_new_privileges;
         process.user = Some(User { uid: 1000, gid: 1000, ..User::default() });
         let ended = fixture.run(&plan);
