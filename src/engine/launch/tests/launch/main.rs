@@ -12,6 +12,7 @@ mod containers;
 mod execs;
 mod fixture;
 mod groups;
+mod listeners;
 mod paths;
 mod pods;
 mod volumes;
@@ -27,16 +28,26 @@ type Case = (&'static str, fn());
 const CASE: &str = "PODWRIGHT_LAUNCH_CASE";
 
 fn main() -> ExitCode {
-    let cases: Vec<Case> =
-        [pods::CASES, containers::CASES, attributes::CASES, paths::CASES, volumes::CASES, groups::CASES, execs::CASES]
-            .concat();
+    let cases: Vec<Case> = [
+        pods::CASES,
+        containers::CASES,
+        attributes::CASES,
+        listeners::CASES,
+        paths::CASES,
+        volumes::CASES,
+        groups::CASES,
+        execs::CASES,
+    ]
+    .concat();
     if let Ok(name) = std::env::var(CASE) {
         let (_, run) = cases.iter().find(|(case, _)| *case == name).expect("the name is of a case");
         run();
         return ExitCode::SUCCESS;
     }
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let filter = args.iter().find(|arg| !arg.starts_with('-'));
+    // nextest says `--format terse`, which is no filter.
+    let of_option = |at: usize| at > 0 && args[at - 1] == "--format";
+    let filter = args.iter().enumerate().find(|(at, arg)| !arg.starts_with('-') && !of_option(*at)).map(|(_, arg)| arg);
     let exact = args.iter().any(|arg| arg == "--exact");
     let wanted = |name: &str| filter.is_none_or(|filter| if exact { name == filter } else { name.contains(&**filter) });
     let chosen: Vec<&str> = cases.iter().map(|(name, _)| *name).filter(|name| wanted(name)).collect();
