@@ -98,14 +98,8 @@ impl Join<'_> {
     }
 
     fn wishes(&self) -> Wishes<'_> {
-        let port = |port: &HostPort| PortMapping {
-            protocol: port.protocol.to_string(),
-            host_port: port.host_port,
-            container_port: port.container_port,
-            host_ip: port.host_ip,
-        };
         Wishes {
-            ports: self.request.ports.iter().map(port).collect(),
+            ports: self.request.ports.iter().map(mapping).collect(),
             annotations: Some(self.request.annotations),
             dns: self.request.dns,
             cgroup: self.request.cgroup,
@@ -136,16 +130,30 @@ impl Join<'_> {
     }
 }
 
-/// Records the attachments of pods that are not live and have left nothing but their pins, so that plugins undo them: the
-/// record may be lost, and with it the pod's addresses. Pods of the bridge are told by their leases.
+fn mapping(port: &HostPort) -> PortMapping {
+    PortMapping {
+        protocol: port.protocol.to_string(),
+        host_port: port.host_port,
+        container_port: port.container_port,
+        host_ip: port.host_ip,
+    }
+}
+
+/// Records the attachments of pods that are not live and have left their pins but no record, so that plugins undo them:
+/// with the record the pod's addresses would be lost. Pods of the bridge are told by their leases.
 pub(crate) async fn recall(inner: &Inner, network: &NetworkConfig, live: &HashSet<PodId>) -> Vec<DelError> {
     let mut failures = Vec::new();
     // That pins cannot be listed is told by the sweep, which is to remove them.
     for pod in inner.pins.strays(live).unwrap_or_default() {
-        if inner.leases.get(&pod).is_none_or(|lease| lease.guest.is_some()) {
-            let recalled = inner.cni.recall(network, pod.as_str(), INTERFACE, &inner.pins.path(&pod)).await;
-            failures.extend(recalled.map_err(DelError::Record).err());
+        let lease = inner.leases.get(&pod);
+        if lease.as_ref().is_some_and(|lease| lease.guest.is_none()) {
+            continue;
         }
+        // Portmap closes no port that it is not told of.
+        let ports = lease.iter().flat_map(|lease| &lease.ports).map(mapping).collect();
+        let capabilities = Wishes { ports, ..Wishes::default() }.arguments().expect("only annotations can be wrong");
+        let recalled = inner.cni.recall(network, pod.as_str(), INTERFACE, &inner.pins.path(&pod), capabilities).await;
+        failures.extend(recalled.map_err(DelError::Record).err());
     }
     failures
 }

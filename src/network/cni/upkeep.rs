@@ -73,13 +73,14 @@ impl Cni {
         container: &str,
         interface: &str,
         netns: &Path,
+        capabilities: Map<String, Value>,
     ) -> Result<(), RecordError> {
         if !self.0.records.list(Some(container))?.is_empty() {
             return Ok(());
         }
         let version = self.negotiate(network, Instant::now() + self.0.executor.limit).await;
         let mut record = Record::new(network, version, container, interface);
-        netns.clone_into(&mut record.netns);
+        (record.netns, record.capabilities) = (netns.to_owned(), capabilities);
         self.0.records.write(&record)
     }
 

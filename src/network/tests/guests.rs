@@ -204,11 +204,11 @@ fn pods_are_detached_from_what_they_were_attached_to() {
 #[test]
 fn a_sweep_detaches_guests_that_are_not_live() {
     Lab::test(|lab| async move {
-        configure(&lab, "1.0.0", &[]);
+        configure(&lab, "1.0.0", &[json!({ "type": "portmap", "capabilities": { "portMappings": true } })]);
         let network = lab.open_with(&config(&lab)).await;
         let (dead, lost, live) = (Pod::fresh(), Pod::fresh(), Pod::fresh());
         attach(&network, &dead, &[port(Tcp, None, 8080, 80)]).await.unwrap();
-        attach(&network, &lost, &[]).await.unwrap();
+        attach(&network, &lost, &[port(Tcp, None, 8081, 80)]).await.unwrap();
         attach(&network, &live, &[]).await.unwrap();
         drop(network);
         fs::remove_file(lab.layout("d").network().join(format!("cni/guests-{}-eth0.json", lost.id))).unwrap();
@@ -218,6 +218,8 @@ fn a_sweep_detaches_guests_that_are_not_live() {
         let gone = HashSet::from([dead.id.clone(), lost.id.clone()]);
         let attachments: HashSet<_> = swept.attachments.iter().map(|pod| pod.parse().unwrap()).collect();
         assert_eq!((attachments, HashSet::from_iter(swept.pins)), (gone.clone(), gone));
+        let rules = lab.host.nft("list ruleset");
+        assert!(!rules.contains("8080") && !rules.contains("8081"), "{rules}");
         assert_eq!((given(&lab), dead.netns.links(), lost.netns.links().len()), (2, vec!["lo".to_owned()], 1));
         remove(&network, &live).await;
         assert_no_guests(&lab);
