@@ -42,10 +42,23 @@ pub(crate) enum Command {
     List(List),
     Kill(Kill),
     Delete(Delete),
+    Exec(Box<Exec>),
+    Ps(Ps),
     Spec(Spec),
     Features,
     Help,
     Version,
+}
+
+impl Command {
+    /// Returns the exit code of a failure that is not a program's.
+    pub(crate) fn failure(&self) -> u8 {
+        match self {
+            // As runc has it: 1 would be the program's.
+            Self::Exec(_) => 255,
+            _ => 1,
+        }
+    }
 }
 
 /// What `create` and `run` share.
@@ -84,6 +97,37 @@ pub(crate) struct Delete {
     pub(crate) force: bool,
 }
 
+/// What `exec` runs, and what it changes of the container's own process for that.
+#[derive(Debug, Default)]
+pub(crate) struct Exec {
+    pub(crate) id: String,
+    /// A file with the whole process, in place of `command` and what changes it.
+    pub(crate) process: Option<PathBuf>,
+    pub(crate) command: Vec<String>,
+    pub(crate) terminal: bool,
+    pub(crate) cwd: Option<PathBuf>,
+    pub(crate) env: Vec<String>,
+    pub(crate) user: Option<String>,
+    pub(crate) additional_gids: Vec<u32>,
+    pub(crate) capabilities: Vec<String>,
+    pub(crate) process_label: Option<String>,
+    pub(crate) apparmor: Option<String>,
+    pub(crate) no_new_privs: bool,
+    pub(crate) cgroup: Option<String>,
+    pub(crate) detach: bool,
+    pub(crate) console_socket: Option<PathBuf>,
+    pub(crate) pid_file: Option<PathBuf>,
+    pub(crate) preserve_fds: u32,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Ps {
+    pub(crate) id: String,
+    pub(crate) json: bool,
+    /// Passed on to ps(1).
+    pub(crate) options: Vec<String>,
+}
+
 #[derive(Debug, Default)]
 pub(crate) struct Spec {
     pub(crate) bundle: Option<PathBuf>,
@@ -102,6 +146,9 @@ Commands:
   state ID
   kill [--all] ID [SIGNAL]
   delete [--force] ID
+  exec [-p FILE] [-t] [-d] [--cwd DIR] [-e VAR=value]… [-u UID[:GID]] [-g GID]… [-c CAP]… [--cgroup PATH]
+       [--process-label LABEL] [--apparmor PROFILE] [--no-new-privs] [flags of create] ID COMMAND…
+  ps [--format table|json] ID [options of ps]
   list [--format table|json] [--quiet]
   spec [-b DIR] [--rootless]
   features
@@ -173,6 +220,8 @@ fn command(name: &str, parser: &mut Parser) -> Result<Command, Error> {
         "list" => list(parser).map(Command::List),
         "kill" => kill(parser).map(Command::Kill),
         "delete" => delete(parser).map(Command::Delete),
+        "exec" => exec(parser).map(|exec| Command::Exec(Box::new(exec))),
+        "ps" => ps(parser).map(Command::Ps),
         "spec" => spec(parser).map(Command::Spec),
         "features" => nothing(parser).map(|()| Command::Features),
         "help" => Ok(Command::Help),
@@ -246,6 +295,66 @@ fn delete(parser: &mut Parser) -> Result<Delete, Error> {
     }
     delete.id = words.id()?;
     Ok(delete)
+}
+
+/// Flags end with the container's id: what follows is the command's.
+fn exec(parser: &mut Parser) -> Result<Exec, Error> {
+    let mut exec = Exec::default();
+    while let Some(arg) = parser.next()? {
+        if let Arg::Value(id) = arg {
+            exec.id = state::check_id(id.to_string_lossy().into_owned())?;
+            let words = parser.raw_args()?.map(|word| word.to_string_lossy().into_owned());
+            exec.command = words.collect();
+            if exec.command.first().is_some_and(|word| word == "--") {
+                exec.command.remove(0);
+            }
+            return Ok(exec);
+        }
+        let name = Flag::of(&arg);
+        exec_flag(&name, parser, &mut exec)?;
+    }
+    Err(Error::argument("arguments", "", "take a container id and a command"))
+}
+
+fn exec_flag(name: &Flag, parser: &mut Parser, exec: &mut Exec) -> Result<(), Error> {
+    match name.0.as_str() {
+        "p" | "process" => exec.process = Some(PathBuf::from(parser.value()?)),
+        "t" | "tty" => exec.terminal = flag(parser)?,
+        "cwd" => exec.cwd = Some(PathBuf::from(parser.value()?)),
+        "e" | "env" => exec.env.push(parser.value()?.string()?),
+        "u" | "user" => exec.user = Some(parser.value()?.string()?),
+        "g" | "additional-gids" => exec.additional_gids.push(number(parser.value()?, "--additional-gids")?),
+        "c" | "cap" => exec.capabilities.push(parser.value()?.string()?),
+        "process-label" => exec.process_label = Some(parser.value()?.string()?),
+        "apparmor" => exec.apparmor = Some(parser.value()?.string()?),
+        "no-new-privs" => exec.no_new_privs = flag(parser)?,
+        "cgroup" => exec.cgroup = Some(parser.value()?.string()?),
+        "d" | "detach" => exec.detach = flag(parser)?,
+        "console-socket" => exec.console_socket = Some(PathBuf::from(parser.value()?)),
+        "pid-file" => exec.pid_file = Some(PathBuf::from(parser.value()?)),
+        "preserve-fds" => exec.preserve_fds = number(parser.value()?, "--preserve-fds")?,
+        // The process joins a container that stands still, and stands still with it.
+        "ignore-paused" | "no-subreaper" => drop(flag(parser)?),
+        other => return Err(Error::argument("flag", other, "is not one of this command's")),
+    }
+    Ok(())
+}
+
+fn ps(parser: &mut Parser) -> Result<Ps, Error> {
+    let mut ps = Ps::default();
+    while let Some(arg) = parser.next()? {
+        if let Arg::Value(id) = arg {
+            ps.id = state::check_id(id.to_string_lossy().into_owned())?;
+            ps.options = parser.raw_args()?.map(|word| word.to_string_lossy().into_owned()).collect();
+            return Ok(ps);
+        }
+        let name = Flag::of(&arg);
+        match name.0.as_str() {
+            "f" | "format" => ps.json = format(parser.value()?, "--format")? == Format::Json,
+            _ => return Err(other_flag(name)),
+        }
+    }
+    Err(Error::argument("arguments", "", "take one container id"))
 }
 
 fn list(parser: &mut Parser) -> Result<List, Error> {
@@ -412,6 +521,18 @@ mod tests {
             assert_eq!(kill.signal, signal, "{text}");
         }
         assert!(line("kill x NOSUCH").is_err());
+    }
+
+    #[test]
+    fn what_follows_the_id_is_the_command() {
+        for text in ["exec -t -e A=b -u 1:2 x ls -l --cap", "exec --tty --env A=b --user=1:2 x -- ls -l --cap"] {
+            let Command::Exec(exec) = line(text).unwrap().command else { panic!("{text}") };
+            assert!(exec.terminal && exec.capabilities.is_empty(), "{text}");
+            assert_eq!(
+                (exec.command.join(" "), exec.env, exec.user),
+                ("ls -l --cap".into(), vec!["A=b".into()], Some("1:2".into()))
+            );
+        }
     }
 
     #[test]

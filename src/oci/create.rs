@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{LinuxResources, Spec};
 use podwright_compile::Standalone as Given;
-use podwright_launch::{Creating, Door, Phase, Stage, Standalone, hooks};
+use podwright_launch::{Creating, Door, Phase, Progress, Stage, Standalone, hooks};
 use podwright_plan::wire::ContainerPlan;
 use rustix::process::{Pid, Signal, WaitOptions};
 
@@ -20,7 +20,8 @@ use crate::state::{Container, Home, Record, began};
 #[derive(Debug)]
 pub(crate) struct Created {
     pub(crate) container: Container,
-    pub(crate) pidfd: OwnedFd,
+    /// Refers to its process.
+    pub(crate) pidfd: Option<OwnedFd>,
     /// The master of its terminal, where no socket was given for it.
     pub(crate) console: Option<OwnedFd>,
 }
@@ -56,7 +57,7 @@ pub(crate) fn make(globals: &Globals, args: &Create, foreground: bool) -> Result
 }
 
 /// A descriptor that is promised to the program must be there, or a file of ours might get its number.
-fn check_descriptors(preserve_fds: u32) -> Result<(), Error> {
+pub(crate) fn check_descriptors(preserve_fds: u32) -> Result<(), Error> {
     for fd in 3..3_u32.saturating_add(preserve_fds) {
         if fs::symlink_metadata(format!("/proc/self/fd/{fd}")).is_err() {
             return Err(Error::argument("--preserve-fds", preserve_fds, "is more than there are"));
@@ -65,7 +66,7 @@ fn check_descriptors(preserve_fds: u32) -> Result<(), Error> {
     Ok(())
 }
 
-fn absolute(path: Option<&Path>) -> Result<Option<PathBuf>, Error> {
+pub(crate) fn absolute(path: Option<&Path>) -> Result<Option<PathBuf>, Error> {
     path.map(|path| std::path::absolute(path).map_err(Error::file("resolve", path))).transpose()
 }
 
@@ -133,7 +134,7 @@ fn launch(bundle: Bundle, home: Home, console_socket: Option<&Path>) -> Result<C
                 return Err(error);
             }
         };
-        Ok((creating.pidfd, console))
+        Ok((creating.progress.into_pidfd(), console))
     });
     match made {
         Ok((pidfd, console)) => Ok(Created { container: Container { home, record }, pidfd, console }),
@@ -153,21 +154,22 @@ fn follow(
     plan: &ContainerPlan,
     console_socket: Option<&Path>,
 ) -> Result<Option<OwnedFd>, Error> {
+    let progress = &mut creating.progress;
     let mut console = None;
-    creating.go()?;
+    progress.go()?;
     loop {
-        match creating.advance()? {
+        match progress.advance()? {
             Stage::Console(master) => console = console::hand_over(master, console_socket)?,
             Stage::Environment => {
-                record.pid = creating.pid;
-                record.began = began(creating.pid).unwrap_or_default();
+                record.pid = progress.pid();
+                record.began = began(progress.pid()).unwrap_or_default();
                 home.record(record)?;
                 if let Some(hooks) = &plan.hooks {
                     let state = || record.for_hooks(Phase::Creating, record.pid);
                     hooks::run("prestart", &hooks.prestart, &state)?;
                     hooks::run("createRuntime", &hooks.create_runtime, &state)?;
                 }
-                creating.go()?;
+                progress.go()?;
             }
             Stage::Created | Stage::Running => return Ok(console),
         }
@@ -176,9 +178,16 @@ fn follow(
 
 fn give_up(creating: Creating) {
     // It has failed: the failure is the one to tell.
-    let _ = rustix::process::pidfd_send_signal(&creating.pidfd, Signal::KILL);
-    if let Some(pid) = i32::try_from(creating.pid).ok().and_then(Pid::from_raw) {
+    kill(&creating.progress);
+    creating.undo();
+}
+
+/// Ends a process that did not become what it should, and reaps it; a failure of its own is the one to tell.
+pub(crate) fn kill(progress: &Progress) {
+    if let Some(pidfd) = progress.pidfd() {
+        let _ = rustix::process::pidfd_send_signal(pidfd, Signal::KILL);
+    }
+    if let Some(pid) = i32::try_from(progress.pid()).ok().and_then(Pid::from_raw) {
         let _ = rustix::process::waitpid(Some(pid), WaitOptions::empty());
     }
-    creating.undo();
 }

@@ -25,7 +25,12 @@ impl Signals {
 }
 
 /// Waits for a child's end and returns its exit code, 128 and the number of a signal that ended it.
-pub(crate) fn wait(pid: u32, pidfd: &OwnedFd, console: Option<OwnedFd>, signals: &Signals) -> Result<u8, Error> {
+pub(crate) fn wait(
+    pid: u32,
+    pidfd: Option<&OwnedFd>,
+    console: Option<OwnedFd>,
+    signals: &Signals,
+) -> Result<u8, Error> {
     let failed = |errno| Error::step("wait for process", pid)(errno);
     let mut copy = console.map(Copy::new).transpose()?;
     // Until this function returns.
@@ -55,7 +60,7 @@ pub(crate) fn wait(pid: u32, pidfd: &OwnedFd, console: Option<OwnedFd>, signals:
             match &copy {
                 Some(copy) if number == Signal::SIGWINCH as i32 => console::resize(copy.master()),
                 // It may have ended just now, which is told below.
-                _ => drop(podwright_sys::signalling::send(pidfd.as_fd(), number)),
+                _ => drop(pidfd.map(|pidfd| podwright_sys::signalling::send(pidfd.as_fd(), number))),
             }
         }
         if let Some(code) = reap(pid).map_err(failed)? {

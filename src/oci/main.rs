@@ -9,12 +9,14 @@ mod console;
 mod create;
 mod delete;
 mod error;
+mod exec;
 mod features;
 mod foreground;
 mod kill;
 mod list;
 mod log;
 mod own_binary;
+mod ps;
 mod run;
 mod spec;
 mod start;
@@ -36,11 +38,12 @@ fn main() -> ExitCode {
         }
     };
     let log = Log::new(&line.globals);
+    let failure = line.command.failure();
     match dispatch(line) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             log.error(&podwright_base::chain(&error));
-            ExitCode::FAILURE
+            ExitCode::from(failure)
         }
     }
 }
@@ -55,6 +58,8 @@ fn dispatch(line: Line) -> Result<u8, Error> {
         Command::State(id) => list::state(globals, &id).map(|()| 0),
         Command::List(args) => list::list(globals, &args).map(|()| 0),
         Command::Kill(args) => kill::kill(globals, &args).map(|()| 0),
+        Command::Exec(args) => exec::exec(globals, &args),
+        Command::Ps(args) => ps::ps(globals, &args).map(|()| 0),
         Command::Delete(args) => delete::delete(globals, &args).map(|()| 0),
         Command::Spec(args) => spec::spec(&args).map(|()| 0),
         Command::Features => features::features().map(|()| 0),

@@ -18,7 +18,8 @@ pub(crate) fn run(globals: &Globals, args: &Run) -> Result<u8, Error> {
     let signals = Signals::hold()?;
     let made = create::make(globals, &args.create, true)?;
     let started = start::release(globals, &made.container);
-    let ended = started.and_then(|()| foreground::wait(made.container.record.pid, &made.pidfd, made.console, &signals));
+    let ended =
+        started.and_then(|()| foreground::wait(made.container.record.pid, made.pidfd.as_ref(), made.console, &signals));
     if args.keep && ended.is_ok() {
         return ended;
     }

@@ -1,6 +1,6 @@
 //! `start`: lets a created container's process become the user's program.
 
-use podwright_launch::{Phase, hooks};
+use podwright_launch::{Phase, Stage, hooks};
 
 use crate::args::Globals;
 use crate::error::Error;
@@ -23,7 +23,8 @@ pub(crate) fn release(globals: &Globals, container: &Container) -> Result<(), Er
     let pid = container.record.pid;
     let plan = container.plan()?;
     let listener = plan.process.as_ref().and_then(|process| process.seccomp_listener.as_ref());
-    podwright_launch::release(container.home.directory(), pid, listener)?;
+    let mut progress = podwright_launch::release(container.home.directory(), pid, listener)?;
+    while !matches!(progress.advance()?, Stage::Running) {}
     if let Some(list) = plan.hooks.as_ref().map(|hooks| &hooks.poststart) {
         let state = || container.record.for_hooks(Phase::Running, pid);
         if let Err(failure) = hooks::run("poststart", list, &state) {

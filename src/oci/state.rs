@@ -274,6 +274,14 @@ impl Container {
         ContainerPlan::decode(&*bytes).map_err(|source| Error::Plan { path, source })
     }
 
+    /// Reads its specification as it was when it was created, and says where it is.
+    pub(crate) fn specification(&self) -> Result<(PathBuf, oci_spec::runtime::Spec), Error> {
+        let path = self.home.path.join(CONFIG);
+        let bytes = fs::read(&path).map_err(Error::file("read", &path))?;
+        let spec = serde_json::from_slice(&bytes).map_err(|source| Error::Json { path: path.clone(), source })?;
+        Ok((path, spec))
+    }
+
     /// Reads what is needed of the plan to kill it and to clean up after it.
     pub(crate) fn facts(&self) -> Result<Facts, Error> {
         self.plan().map(|plan| Facts::of(&plan))

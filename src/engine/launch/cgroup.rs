@@ -137,6 +137,16 @@ fn restore((file, value): &(PathBuf, Vec<u8>)) -> Option<String> {
     refused.map(|errno| format!("{} was not restored: {errno}", file.display()))
 }
 
+/// Finds the cgroup, in a directory or below it, that a process is in.
+pub(crate) fn find(dir: &Path, pid: u32) -> Option<PathBuf> {
+    let procs = read_file(&dir.join(PROCS)).ok()?;
+    if String::from_utf8_lossy(&procs).lines().any(|line| line == pid.to_string()) {
+        return Some(dir.to_owned());
+    }
+    let entries = std::fs::read_dir(dir).ok()?.flatten();
+    entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).find_map(|entry| find(&entry.path(), pid))
+}
+
 pub(crate) fn open_dir(dir: &Path) -> Result<std::os::fd::OwnedFd, Errno> {
     rustix::fs::open(dir, OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
 }

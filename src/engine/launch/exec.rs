@@ -3,9 +3,11 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use podwright_plan::wire::{Cause, ContainerPlan, ExecPlan, NamespaceMode, Process};
+use podwright_plan::wire::{Cause, ContainerPlan, ExecPlan, IdMap, NamespaceKind, NamespaceMode, Process};
 use podwright_sys::clone::{Child, Fork};
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 
 use crate::failure::{Failure, Named};
@@ -14,15 +16,19 @@ use crate::namespaces::PidNamespace;
 use crate::pending::{Pending, Stdio};
 use crate::pod;
 use crate::program::{self, Program};
+use crate::progress::{Progress, pid_of};
 use crate::start::{open_unified, tell};
 use crate::status::{self, Reporter};
 use crate::streams::Streams;
-use crate::{attributes, cgroup, console, pid_namespace, standalone};
+use crate::{attributes, cgroup, console, pid_namespace, user_namespace};
 
 /// What has to be remembered of a container's plan to exec into it, kill it and clean up after it.
 #[derive(Debug, Clone)]
 pub struct Facts {
     own_pid_namespace: bool,
+    /// The others to enter, all at once.
+    namespaces: ThreadNameSpaceType,
+    uid_maps: Vec<IdMap>,
     unified: Option<PathBuf>,
     join: Vec<PathBuf>,
     exec_parent: Option<PathBuf>,
@@ -36,6 +42,8 @@ impl Facts {
         let path = |path: String| (!path.is_empty()).then(|| PathBuf::from(path));
         Self {
             own_pid_namespace: plan.pid() != NamespaceMode::NamespaceHost,
+            namespaces: namespaces_of(plan),
+            uid_maps: plan.uid_maps.clone(),
             unified: path(group.unified),
             join: group.join.into_iter().map(PathBuf::from).collect(),
             exec_parent: path(group.exec_parent),
@@ -83,6 +91,20 @@ impl Facts {
     }
 }
 
+/// Which namespaces a container's process is entered by. To enter the user namespace that one is in is an error to the
+/// kernel, to enter another one is none; and there may be no time namespaces.
+fn namespaces_of(plan: &ContainerPlan) -> ThreadNameSpaceType {
+    let listed = |kind: NamespaceKind| plan.namespaces.iter().any(|it| it.kind() == kind);
+    let mut namespaces = ThreadNameSpaceType::MOUNT
+        | ThreadNameSpaceType::CONTROL_GROUP
+        | ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME
+        | ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION
+        | ThreadNameSpaceType::NETWORK;
+    namespaces.set(ThreadNameSpaceType::USER, listed(NamespaceKind::User));
+    namespaces.set(ThreadNameSpaceType::TIME, listed(NamespaceKind::Time));
+    namespaces
+}
+
 /// A running container.
 #[derive(Debug, Clone, Copy)]
 pub struct Target<'a> {
@@ -126,7 +148,9 @@ pub fn exec(container: Target<'_>, plan: &ExecPlan, stdio: ExecStdio) -> Result<
     if let Some(leaf) = &leaf {
         rustix::fs::mkdir(leaf, Mode::from_raw_mode(0o755)).in_shim("make cgroup", leaf.display())?;
     }
-    let joining = Joining { container, leaf: leaf.as_deref(), process, program, streams, reporter };
+    let unified = container.facts.exec_unified(leaf.as_deref());
+    let joins = container.facts.exec_joins(leaf.as_deref());
+    let joining = Joining { container, unified, joins, process, program, streams, reporter };
     let forked = init_of(container, process).and_then(|init| Ok((joining.fork()?, init)));
     match forked {
         Ok((child, init)) => {
@@ -145,13 +169,44 @@ fn init_of(container: Target<'_>, process: &Process) -> Result<u32, Failure> {
     if process.seccomp_listener.is_none() {
         return Ok(0);
     }
-    standalone::pid_of(container.pidfd).in_shim("find the container's process", "")
+    pid_of(container.pidfd).in_shim("find the container's process", "")
+}
+
+/// Forks a process into a standalone container's namespaces and its cgroup, or one below that, and returns at once. It has
+/// the calling process's standard streams, or a terminal of the container's.
+///
+/// The calling process has one thread and is non-dumpable from here on.
+///
+/// # Errors
+/// When the plan cannot be followed, the container is gone (`ESRCH`), or the kernel refuses the fork.
+pub fn enter(container: Target<'_>, process: &Process, below: Option<&Path>) -> Result<Progress, Failure> {
+    let program = Program::of(process)?;
+    let streams = match process.terminal {
+        true => Streams::default(),
+        false => Streams::inherited().in_shim("copy standard streams", "")?,
+    };
+    if rustix::process::geteuid().is_root() {
+        // What is in the container must not trace the process before it has become the user's program. Without root its own
+        // files of /proc would be closed to it: it does this as it enters.
+        set_dumpable_behavior(DumpableBehavior::NotDumpable).in_shim("become non-dumpable", "")?;
+    }
+    let (receiver, reporter) = status::pair().in_shim("make status socket", "")?;
+    let lower = |dir: &PathBuf| below.map_or_else(|| dir.clone(), |below| dir.join(below));
+    let unified = container.facts.unified.as_ref().map(lower);
+    let joins = container.facts.join.iter().map(lower).collect();
+    let joining = Joining { container, unified, joins, process, program, streams, reporter };
+    let init = init_of(container, process)?;
+    let child = joining.fork()?;
+    Ok(Progress::of_child(child, receiver).with_listener(process.seccomp_listener.clone(), init))
 }
 
 /// A process on its way into a container.
 struct Joining<'a> {
     container: Target<'a>,
-    leaf: Option<&'a Path>,
+    /// The v2 cgroup to start in.
+    unified: Option<PathBuf>,
+    /// The v1 cgroups to join.
+    joins: Vec<PathBuf>,
     process: &'a Process,
     program: Program,
     streams: Streams,
@@ -160,59 +215,114 @@ struct Joining<'a> {
 
 impl Joining<'_> {
     fn fork(&self) -> Result<Child, Failure> {
-        let facts = self.container.facts;
         // Where the way into the cgroup has processors of its own, it is gone on foot: a fork into it is on the cgroup's.
-        let group = if self.process.cpus_initial.is_empty() { self.unified() } else { String::new() };
-        let unified = open_unified(&group)?;
-        let mut keep: Vec<_> = self.streams.descriptors().collect();
-        keep.extend([self.reporter.as_fd(), self.container.pidfd]);
-        let fork = Fork { cgroup: unified.as_ref().map(AsFd::as_fd), keep: &keep, ..Fork::default() };
-        // A process never changes its own pid namespace: the shim forks into the container's, so that the child is its own
-        // and needs no second fork.
-        let pid_namespace = match facts.own_pid_namespace {
-            true => PidNamespace::Of(self.container.pidfd),
-            false => PidNamespace::Inherited,
-        };
-        pid_namespace::fork(pid_namespace, &fork, &group, || tell(&self.reporter, self.run()))
-    }
-
-    fn unified(&self) -> String {
-        self.container.facts.exec_unified(self.leaf).unwrap_or_default().display().to_string()
-    }
-
-    fn run(&self) -> Failure {
-        match self.enter() {
-            Ok(()) => program::run(self.process, &self.program, &self.reporter),
-            Err(failure) => failure,
+        let group = self.unified.as_deref().filter(|_| self.process.cpus_initial.is_empty());
+        match self.fork_into(group) {
+            // A v2 cgroup with controllers for its children has no process of its own: the container has moved on below it.
+            Err(failure) if failure.kernel_error() == Some(Errno::BUSY) && group.is_some() => {
+                let init = pid_of(self.container.pidfd).in_shim("find the container's process", "")?;
+                let lower = group.and_then(|group| cgroup::find(group, init)).ok_or(failure)?;
+                self.fork_into(Some(&lower))
+            }
+            forked => forked,
         }
     }
 
-    fn enter(&self) -> Result<(), Failure> {
-        rustix::process::setsid().in_child("start a session", "")?;
+    fn fork_into(&self, group: Option<&Path>) -> Result<Child, Failure> {
+        let group = group.map(|group| group.display().to_string()).unwrap_or_default();
+        let unified = open_unified(&group)?;
+        let keep = self.descriptors();
+        let fork = Fork {
+            cgroup: unified.as_ref().map(AsFd::as_fd),
+            keep: &keep,
+            keep_first: self.process.preserve_fds,
+            ..Fork::default()
+        };
+        // A process never changes its own pid namespace: the launcher forks into the container's, so that the child is its
+        // own and needs no second fork.
+        let pid_namespace = match self.container.facts.own_pid_namespace && !self.takes_two_steps() {
+            true => PidNamespace::Of(self.container.pidfd),
+            false => PidNamespace::Inherited,
+        };
+        pid_namespace::fork(pid_namespace, &fork, &group, || self.run())
+    }
+
+    fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
+        self.streams.descriptors().chain([self.reporter.as_fd(), self.container.pidfd]).collect()
+    }
+
+    /// Without the host's root, the pid namespace is open to who is in the user namespace that owns it.
+    fn takes_two_steps(&self) -> bool {
+        self.container.facts.namespaces.contains(ThreadNameSpaceType::USER) && !rustix::process::geteuid().is_root()
+    }
+
+    fn run(&self) -> i32 {
+        let entered = match self.takes_two_steps() {
+            true => return self.hand_on(),
+            false => self.leave_host().and_then(|()| self.enter(self.container.facts.namespaces)),
+        };
+        self.finish(entered)
+    }
+
+    fn finish(&self, entered: Result<(), Failure>) -> i32 {
+        match entered {
+            Ok(()) => tell(&self.reporter, program::run(self.process, &self.program, &self.reporter)),
+            Err(failure) => tell(&self.reporter, failure),
+        }
+    }
+
+    /// Enters the user namespace, and has a new process go on there.
+    fn hand_on(&self) -> i32 {
+        let pidfd = self.leave_host().and_then(|()| self.fork_again());
+        match pidfd.and_then(|pidfd| self.reporter.init(pidfd.as_fd()).in_child("report", "init")) {
+            Ok(()) => 0,
+            Err(failure) => tell(&self.reporter, failure),
+        }
+    }
+
+    fn fork_again(&self) -> Result<OwnedFd, Failure> {
+        set_dumpable_behavior(DumpableBehavior::NotDumpable).in_child("become non-dumpable", "")?;
+        move_into_thread_name_spaces(self.container.pidfd, ThreadNameSpaceType::USER)
+            .in_child("enter namespaces", "user")?;
+        user_namespace::become_root("the container's user namespace")?;
+        let keep = self.descriptors();
+        let fork = Fork { sibling: true, keep: &keep, keep_first: self.process.preserve_fds, ..Fork::default() };
+        let pid_namespace = match self.container.facts.own_pid_namespace {
+            true => PidNamespace::Of(self.container.pidfd),
+            false => PidNamespace::Inherited,
+        };
+        let left = self.container.facts.namespaces.difference(ThreadNameSpaceType::USER);
+        pid_namespace::fork(pid_namespace, &fork, "", || self.finish(self.enter(left))).map(|child| child.pidfd)
+    }
+
+    /// What is done by files of the host, before it is out of sight.
+    fn leave_host(&self) -> Result<(), Failure> {
         let user = self.process.user.as_ref().map_or(0, |user| user.uid);
-        // By files of the host, before it is out of sight.
-        self.streams.install(user)?;
+        self.streams.install(user_namespace::outside(&self.container.facts.uid_maps, user))?;
         attributes::bind_before_join(self.process)?;
-        let unified = Some(PathBuf::from(self.unified())).filter(|_| !self.process.cpus_initial.is_empty());
-        let joins = self.container.facts.exec_joins(self.leaf).into_iter().chain(unified);
-        joins.filter(|dir| !dir.as_os_str().is_empty()).try_for_each(|dir| cgroup::join(&dir, Cause::LaunchFailed))?;
+        let unified = self.unified.iter().filter(|_| !self.process.cpus_initial.is_empty());
+        self.joins.iter().chain(unified).try_for_each(|dir| cgroup::join(dir, Cause::LaunchFailed))?;
         attributes::bind_after_join(self.process)?;
         if let Some(score) = self.process.oom_score_adj {
             pod::adjust_oom_score(score).in_child("set oom_score_adj", score)?;
         }
-        program::label(self.process)?;
+        program::label(self.process)
+    }
+
+    fn enter(&self, namespaces: ThreadNameSpaceType) -> Result<(), Failure> {
+        // Its own session: signals to the launcher's process group are not for it, and a terminal can become its own.
+        rustix::process::setsid().in_child("start a session", "")?;
         // All at once; the root directory becomes the container's with the mount namespace.
-        let namespaces = ThreadNameSpaceType::MOUNT
-            | ThreadNameSpaceType::CONTROL_GROUP
-            | ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME
-            | ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION
-            | ThreadNameSpaceType::NETWORK;
         move_into_thread_name_spaces(self.container.pidfd, namespaces).in_child("enter namespaces", "")?;
+        if namespaces.contains(ThreadNameSpaceType::USER) {
+            user_namespace::become_root("the container's user namespace")?;
+        }
         if !self.process.terminal {
             return Ok(());
         }
         let root = rustix::fs::open("/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
             .in_child("open root directory", "/")?;
+        let user = self.process.user.as_ref().map_or(0, |user| user.uid);
         let console = console::open(Root::new(&root), self.process.console_size.as_ref(), user)?;
         self.reporter.console(console.master.as_fd()).in_child("hand over terminal", "")?;
         console.take()

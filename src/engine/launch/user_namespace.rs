@@ -56,15 +56,20 @@ impl UserNamespace {
     pub(crate) fn enter(&self) -> Result<(), Failure> {
         move_into_link_name_space(self.namespace.as_fd(), Some(LinkNameSpaceType::User))
             .in_child("join namespace", &self.path)?;
-        match set_thread_groups(&[]) {
-            // Where a user without privilege has made it, groups are not to be dropped.
-            Ok(()) | Err(Errno::PERM) => {}
-            Err(errno) => return Err(Failure::launch("set groups", "[]", errno)),
-        }
-        // What it makes from here on is to have an owner in the namespace.
-        set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT).in_child("become root of", &self.path)?;
-        set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT).in_child("become root of", &self.path)
+        become_root(&self.path)
     }
+}
+
+/// Makes the calling process, which has just come into a user namespace, that namespace's root: what it makes from here on
+/// is to have an owner there.
+pub(crate) fn become_root(path: &str) -> Result<(), Failure> {
+    match set_thread_groups(&[]) {
+        // Where a user without privilege has made it, groups are not to be dropped.
+        Ok(()) | Err(Errno::PERM) => {}
+        Err(errno) => return Err(Failure::launch("set groups", "[]", errno)),
+    }
+    set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT).in_child("become root of", path)?;
+    set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT).in_child("become root of", path)
 }
 
 /// The host's id of one of the container's, itself where nothing is mapped.

@@ -5,6 +5,7 @@
 
 mod bundle;
 mod confinement;
+mod execs;
 mod hooks;
 mod lifecycle;
 mod namespaces;
