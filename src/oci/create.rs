@@ -13,8 +13,8 @@ use rustix::process::{Pid, Signal, WaitOptions};
 use crate::args::{Create, Globals};
 use crate::console;
 use crate::error::Error;
-use crate::own_binary;
 use crate::state::{Container, Home, Record, began};
+use crate::{net_devices, own_binary};
 
 /// What was made.
 #[derive(Debug)]
@@ -164,6 +164,7 @@ fn follow(
                 record.pid = progress.pid();
                 record.began = began(progress.pid()).unwrap_or_default();
                 home.record(record)?;
+                net_devices::give(&plan.net_devices, record.pid)?;
                 if let Some(hooks) = &plan.hooks {
                     let state = || record.for_hooks(Phase::Creating, record.pid);
                     hooks::run("prestart", &hooks.prestart, &state)?;

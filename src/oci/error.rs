@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use podwright_compile::CompileError;
 use podwright_host::HostError;
 use podwright_launch::Failure;
+use podwright_netlink::NetlinkError;
+use podwright_sys::netns::EnterError;
 use rustix::io::Errno;
 
 /// A failed command.
@@ -106,6 +108,17 @@ pub(crate) enum Error {
         /// Why not.
         source: Errno,
     },
+    /// A network device.
+    #[error("move network device {device:?} into the container")]
+    NetDevice {
+        /// The device.
+        device: String,
+        /// Why not.
+        source: NetlinkError,
+    },
+    /// The container's network namespace.
+    #[error("enter the container's network namespace")]
+    Enter(#[source] EnterError),
     /// What could not be cleaned up.
     #[error("{}", .0.join("; "))]
     CleanUp(Vec<String>),

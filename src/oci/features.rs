@@ -18,6 +18,7 @@ pub(crate) fn features() -> Result<(), Error> {
             "seccomp": { "enabled": true },
             "apparmor": { "enabled": true },
             "selinux": { "enabled": true },
+            "netDevices": { "enabled": true },
             "intelRdt": { "enabled": false },
         },
     });

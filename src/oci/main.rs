@@ -15,6 +15,7 @@ mod foreground;
 mod kill;
 mod list;
 mod log;
+mod net_devices;
 mod own_binary;
 mod ps;
 mod run;

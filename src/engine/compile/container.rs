@@ -14,7 +14,7 @@ use crate::facts::HostFacts;
 use crate::listener::Owner;
 use crate::mounts::{self, Surroundings, absolute};
 use crate::sysctl::Own;
-use crate::{devices, hooks, id_maps, namespaces, process, sysctl, unsupported};
+use crate::{devices, hooks, id_maps, namespaces, net_devices, process, sysctl, unsupported};
 
 /// What belongs to a container beside its specification.
 #[derive(Debug, Clone)]
@@ -98,6 +98,7 @@ pub fn standalone(
         hooks: hooks::hooks(spec.hooks().as_ref())?,
         uid_maps,
         gid_maps,
+        net_devices: net_devices::net_devices(linux, own.network)?,
         time_offsets: id_maps::time_offsets(linux, &namespaces)?,
         namespaces,
         ..plan

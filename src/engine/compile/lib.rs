@@ -20,6 +20,7 @@ mod listener;
 mod mount_options;
 mod mounts;
 mod namespaces;
+mod net_devices;
 mod number_list;
 mod personality;
 mod pod;

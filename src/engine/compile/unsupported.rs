@@ -31,13 +31,13 @@ pub(crate) fn refuse_in_pod(spec: &Spec) -> Result<(), CompileError> {
     first(&[
         ("linux.uidMappings", linux.uid_mappings().as_ref().is_some_and(|it| !it.is_empty())),
         ("linux.gidMappings", linux.gid_mappings().as_ref().is_some_and(|it| !it.is_empty())),
+        ("linux.netDevices", linux.net_devices().as_ref().is_some_and(|it| !it.is_empty())),
         ("linux.timeOffsets", linux.time_offsets().as_ref().is_some_and(|it| !it.is_empty())),
     ])
 }
 
 fn refuse_linux(linux: &Linux) -> Result<(), CompileError> {
     first(&[
-        ("linux.netDevices", linux.net_devices().as_ref().is_some_and(|it| !it.is_empty())),
         ("linux.intelRdt", linux.intel_rdt().is_some()),
         ("linux.mountLabel", linux.mount_label().as_ref().is_some_and(|label| !label.is_empty())),
     ])

@@ -9,3 +9,4 @@ mod execs;
 mod hooks;
 mod lifecycle;
 mod namespaces;
+mod net_devices;

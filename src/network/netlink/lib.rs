@@ -30,17 +30,17 @@ const NLM_F_ACK_TLVS: u16 = 0x200;
 /// `NLM_F_REQUEST`: every message to the kernel.
 const REQUEST: u16 = 0x1;
 /// `NLM_F_ACK`: the kernel confirms the message.
-pub(crate) const ACK: u16 = 0x4;
+pub const ACK: u16 = 0x4;
 /// `NLM_F_DUMP`: the kernel answers with all objects.
-pub(crate) const DUMP: u16 = 0x300;
+pub const DUMP: u16 = 0x300;
 /// `NLM_F_REPLACE`: an object that exists is changed.
-pub(crate) const REPLACE: u16 = 0x100;
+pub const REPLACE: u16 = 0x100;
 /// `NLM_F_EXCL`: an object that exists is an error.
-pub(crate) const EXCLUSIVE: u16 = 0x200;
+pub const EXCLUSIVE: u16 = 0x200;
 /// `NLM_F_CREATE`: an object that does not exist is made.
-pub(crate) const CREATE: u16 = 0x400;
+pub const CREATE: u16 = 0x400;
 /// `NLM_F_APPEND`: the object is put last.
-pub(crate) const APPEND: u16 = 0x800;
+pub const APPEND: u16 = 0x800;
 
 /// Why an exchange with the kernel failed.
 #[derive(Debug, thiserror::Error)]
@@ -74,7 +74,7 @@ pub enum NetlinkError {
 
 impl NetlinkError {
     /// The error number of a refusal.
-    pub(crate) fn refusal(&self) -> Option<rustix::io::Errno> {
+    pub fn refusal(&self) -> Option<rustix::io::Errno> {
         match self {
             Self::Refused { source, .. } => rustix::io::Errno::from_io_error(source),
             _ => None,
@@ -84,15 +84,19 @@ impl NetlinkError {
 
 /// Attributes of a message, or of an attribute that nests others.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Attributes(Vec<u8>);
+pub struct Attributes(Vec<u8>);
 
 impl Attributes {
-    pub(crate) fn new() -> Self {
+    /// None yet.
+    pub fn new() -> Self {
         Self::default()
     }
 
     /// Adds an attribute of raw bytes.
-    pub(crate) fn bytes(mut self, kind: u16, value: &[u8]) -> Self {
+    ///
+    /// # Panics
+    /// When it is longer than 64 KiB, which no caller's is.
+    pub fn bytes(mut self, kind: u16, value: &[u8]) -> Self {
         let length = u16::try_from(value.len() + 4).expect("an attribute is built of a few bounded parts");
         self.0.extend_from_slice(&length.to_ne_bytes());
         self.0.extend_from_slice(&kind.to_ne_bytes());
@@ -102,46 +106,49 @@ impl Attributes {
     }
 
     /// Adds a byte.
-    pub(crate) fn u8(self, kind: u16, value: u8) -> Self {
+    pub fn u8(self, kind: u16, value: u8) -> Self {
         self.bytes(kind, &[value])
     }
 
     /// Adds a number in the host's byte order: rtnetlink.
-    pub(crate) fn u32(self, kind: u16, value: u32) -> Self {
+    pub fn u32(self, kind: u16, value: u32) -> Self {
         self.bytes(kind, &value.to_ne_bytes())
     }
 
     /// Adds a number in network byte order: nfnetlink.
-    pub(crate) fn be32(self, kind: u16, value: u32) -> Self {
+    pub fn be32(self, kind: u16, value: u32) -> Self {
         self.bytes(kind, &value.to_be_bytes())
     }
 
     /// Adds a string with its end.
-    pub(crate) fn text(self, kind: u16, value: &str) -> Self {
+    pub fn text(self, kind: u16, value: &str) -> Self {
         self.bytes(kind, &[value.as_bytes(), &[0]].concat())
     }
 
     /// Adds attributes as one.
-    pub(crate) fn nest(self, kind: u16, inner: Self) -> Self {
+    pub fn nest(self, kind: u16, inner: Self) -> Self {
         self.bytes(kind | NLA_F_NESTED, &inner.0)
     }
 
     /// Adds a fixed header followed by attributes, as `VETH_INFO_PEER` wants it.
-    pub(crate) fn headed(self, kind: u16, header: &[u8], inner: &Self) -> Self {
+    pub fn headed(self, kind: u16, header: &[u8], inner: &Self) -> Self {
         self.bytes(kind, &[header, &inner.0].concat())
     }
 }
 
 /// A message to the kernel.
 #[derive(Debug, Clone)]
-pub(crate) struct Message {
+pub struct Message {
     bytes: Vec<u8>,
     acknowledged: bool,
 }
 
 impl Message {
     /// Makes a message of its type, `NLM_F_*` flags, fixed header and attributes.
-    pub(crate) fn new(kind: u16, flags: u16, header: &[u8], attributes: &Attributes) -> Self {
+    ///
+    /// # Panics
+    /// When it is longer than 4 GiB, which no caller's is.
+    pub fn new(kind: u16, flags: u16, header: &[u8], attributes: &Attributes) -> Self {
         let length = u32::try_from(HEADER + header.len() + attributes.0.len())
             .expect("attributes are shorter than 64 KiB each and few");
         let mut bytes = Vec::with_capacity(length as usize);
@@ -166,7 +173,7 @@ struct Incoming<'a> {
 
 /// A netlink socket in the network namespace of the thread that opened it.
 #[derive(Debug)]
-pub(crate) struct Netlink {
+pub struct Netlink {
     socket: Socket,
     sequence: u32,
     buffer: Vec<u8>,
@@ -174,12 +181,18 @@ pub(crate) struct Netlink {
 
 impl Netlink {
     /// Opens a socket for links, addresses and routes.
-    pub(crate) fn route() -> Result<Self, NetlinkError> {
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn route() -> Result<Self, NetlinkError> {
         Self::open(netlink_sys::protocols::NETLINK_ROUTE)
     }
 
     /// Opens a socket for nf_tables and connection tracking.
-    pub(crate) fn netfilter() -> Result<Self, NetlinkError> {
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn netfilter() -> Result<Self, NetlinkError> {
         Self::open(netlink_sys::protocols::NETLINK_NETFILTER)
     }
 
@@ -201,7 +214,10 @@ impl Netlink {
     ///
     /// Returns at the first refusal. rtnetlink works on the messages behind it all the same; nf_tables drops the
     /// whole batch.
-    pub(crate) fn request(&mut self, messages: Vec<Message>) -> Result<(), NetlinkError> {
+    ///
+    /// # Errors
+    /// The first refusal, or no answer.
+    pub fn request(&mut self, messages: Vec<Message>) -> Result<(), NetlinkError> {
         let mut open = messages.iter().filter(|message| message.acknowledged).count();
         let (first, count) = self.send(messages)?;
         while open > 0 {
@@ -221,7 +237,10 @@ impl Netlink {
     }
 
     /// Sends one message that the kernel answers with one object, and returns that.
-    pub(crate) fn get(&mut self, message: Message) -> Result<Vec<u8>, NetlinkError> {
+    ///
+    /// # Errors
+    /// A refusal, or no answer.
+    pub fn get(&mut self, message: Message) -> Result<Vec<u8>, NetlinkError> {
         let (first, _) = self.send(vec![message])?;
         loop {
             for message in self.receive()? {
@@ -238,7 +257,10 @@ impl Netlink {
     }
 
     /// Sends one message with [`DUMP`] and returns all objects.
-    pub(crate) fn dump(&mut self, message: &Message) -> Result<Vec<Vec<u8>>, NetlinkError> {
+    ///
+    /// # Errors
+    /// A refusal, no answer, or objects that never stood still.
+    pub fn dump(&mut self, message: &Message) -> Result<Vec<Vec<u8>>, NetlinkError> {
         for _ in 0..DUMP_ATTEMPTS {
             if let Some(objects) = self.dump_once(message.clone())? {
                 return Ok(objects);
@@ -328,7 +350,7 @@ fn refusal(message: &Incoming<'_>, index: usize) -> Result<(), NetlinkError> {
 }
 
 /// Reads attributes; ends at the first that is cut short.
-pub(crate) fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+pub fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     let mut rest = bytes;
     std::iter::from_fn(move || {
         let length = usize::from(u16_at(rest, 0)?);
@@ -340,18 +362,18 @@ pub(crate) fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
 }
 
 /// Reads a string attribute, with or without its end.
-pub(crate) fn text_of(value: &[u8]) -> String {
+pub fn text_of(value: &[u8]) -> String {
     let end = value.iter().position(|byte| *byte == 0).unwrap_or(value.len());
     String::from_utf8_lossy(&value[..end]).into_owned()
 }
 
 /// Reads a number in the host's byte order.
-pub(crate) fn u32_at(bytes: &[u8], offset: usize) -> Option<u32> {
+pub fn u32_at(bytes: &[u8], offset: usize) -> Option<u32> {
     Some(u32::from_ne_bytes(bytes.get(offset..offset + 4)?.try_into().ok()?))
 }
 
 /// Reads a short number in the host's byte order.
-pub(crate) fn u16_at(bytes: &[u8], offset: usize) -> Option<u16> {
+pub fn u16_at(bytes: &[u8], offset: usize) -> Option<u16> {
     Some(u16::from_ne_bytes(bytes.get(offset..offset + 2)?.try_into().ok()?))
 }
 
