@@ -1,5 +1,7 @@
-//! What every holder of a control group does with it: kill what is in it, remove it, ask for its OOM kills. Works on
-//! directories of both hierarchies.
+//! What every holder of a control group does with it: stop or kill what is in it, remove it, ask for its OOM kills and for
+//! what it uses. Works on directories of both hierarchies.
+
+mod freezer;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -7,6 +9,8 @@ use std::time::Duration;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal};
+
+pub use freezer::{freeze, is_frozen, thaw};
 
 /// The file that lists a cgroup's processes, in both hierarchies.
 const PROCS: &str = "cgroup.procs";
