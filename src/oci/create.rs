@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{LinuxResources, Spec};
-use podwright_compile::Standalone as Given;
+use podwright_compile::{CgroupDriver, Standalone as Given};
 use podwright_launch::{Creating, Door, Phase, Progress, Stage, Standalone, hooks};
 use podwright_plan::wire::ContainerPlan;
 use rustix::process::{Pid, Signal, WaitOptions};
@@ -80,7 +80,12 @@ fn read_bundle(args: &Create) -> Result<Bundle, Error> {
     let spec: Spec =
         serde_json::from_slice(&specification).map_err(|source| Error::Json { path: path.clone(), source })?;
     let facts = podwright_host::facts()?;
-    let given = Given { id: &args.id, bundle: &bundle, preserve_fds: args.preserve_fds };
+    let given = Given {
+        id: &args.id,
+        bundle: &bundle,
+        preserve_fds: args.preserve_fds,
+        cgroup_driver: CgroupDriver::Cgroupfs(None),
+    };
     let mut plan = podwright_compile::standalone(&spec, &given, &facts)
         .map_err(|source| Error::Specification { path: path.clone(), source })?;
     if !rustix::process::geteuid().is_root() && !limits(&spec) {

@@ -145,7 +145,7 @@ impl Shim {
     fn update(&mut self, request: &wire::UpdateResources) -> Result<Answer, Failure> {
         let container = self.named("update resources", &request.container_id)?;
         container.permit("update resources", Event::Use)?;
-        podwright_launch::cgroup::update(&request.dirs)?;
+        podwright_launch::cgroup::update(request)?;
         Ok(DONE)
     }
 

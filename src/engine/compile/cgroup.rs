@@ -10,17 +10,24 @@ mod device_rules;
 mod io;
 mod limits;
 mod memory;
+mod owner;
 mod path;
+mod place;
+mod systemd;
 mod unified;
+mod units;
 
-use oci_spec::runtime::LinuxResources;
-use podwright_plan::wire::{CgroupDir, CgroupMount, CgroupPlan, CgroupView, CgroupWrite, MemoryEvents};
+use oci_spec::runtime::{LinuxDeviceCgroup, LinuxResources, Spec};
+use podwright_plan::wire::{
+    CgroupDir, CgroupMount, CgroupPlan, CgroupView, CgroupWrite, DeviceUpdate, MemoryEvents, UpdateResources,
+};
 
 use crate::error::{CompileError, unsupported};
-use crate::facts::{CgroupLayout, Home, HostFacts};
+use crate::facts::{CgroupLayout, Home};
 use device_rules::DeviceAccess;
 use limits::{Limits, inherit, lenient};
 pub use path::{CgroupPath, InvalidCgroupPath};
+pub use place::{CgroupDriver, CgroupPlace};
 
 /// The file by which a v2 cgroup gives controllers to its children.
 const SUBTREE_CONTROL: &str = "cgroup.subtree_control";
@@ -43,24 +50,28 @@ pub(crate) fn bare(path: &CgroupPath, layout: &CgroupLayout) -> CgroupPlan {
         device_program: Vec::new(),
         exec_parent,
         memory_events: Some(MemoryEvents { path: memory_events.unwrap_or_default() }),
+        systemd: None,
+        owner: None,
     }
 }
 
-/// Plans a container's cgroup with its limits and device rules.
-pub(crate) fn container(
-    path: &CgroupPath,
-    resources: Option<&LinuxResources>,
-    layout: &CgroupLayout,
-) -> Result<CgroupPlan, CompileError> {
-    let mut plan = bare(path, layout);
-    let mut limits = Limits::new(layout, path);
+/// Plans a container's cgroup with its limits and device rules: of `spec`, what is in `linux.resources`, and what says to
+/// whom the cgroup belongs.
+///
+/// # Errors
+/// When a value is bad or this host cannot enforce it.
+pub(crate) fn container(place: &CgroupPlace, spec: &Spec, layout: &CgroupLayout) -> Result<CgroupPlan, CompileError> {
+    let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
+    let mut plan = bare(&place.path, layout);
+    let mut limits = Limits::new(layout, &place.path);
     if let Some(resources) = resources {
         limits.resources(resources)?;
     }
-    let rules = resources.and_then(|resources| resources.devices().as_deref()).unwrap_or_default();
-    let access = DeviceAccess::from_rules(rules)?;
+    let access = DeviceAccess::from_rules(resources.map(device_rules).unwrap_or_default())?;
     match layout.home("devices") {
         Some(home) => limits.add(home, access.v1_writes()),
+        // A new cgroup without a program may use every device.
+        None if access.is_everything() => {}
         None if layout.v2().is_some() => plan.device_program = device_program::assemble(&access),
         None => limits.home("devices", "devices").map(|_| ())?,
     }
@@ -71,24 +82,52 @@ pub(crate) fn container(
         dir.writes.retain(|write| !limited.writes.iter().any(|given| write.inherit && given.file == write.file));
         dir.writes.extend(limited.writes);
     }
+    if let Some(unit) = &place.unit {
+        plan.systemd = Some(systemd::unit(place, unit, resources, &access, layout.is_v2())?);
+    }
+    plan.owner = layout.v2().and_then(|_| owner::owner(spec));
     Ok(plan)
 }
 
-/// Compiles new limits of a running container into writes (CRI `UpdateContainerResources`).
+/// Compiles new limits of a running container (CRI `UpdateContainerResources`, OCI `update`).
+///
+/// What is not given stays as it is. Fields that the kernel has in one file, or checks against each other, are given
+/// together: quota and period, limit and swap. Device rules, where there are any, are the whole list.
 ///
 /// # Errors
-/// When a value is bad or this host cannot enforce it. Device rules cannot be updated.
+/// When a value is bad or this host cannot enforce it.
 pub fn update(
+    container_id: &str,
     resources: &LinuxResources,
-    path: &CgroupPath,
-    facts: &HostFacts,
-) -> Result<Vec<CgroupDir>, CompileError> {
-    if resources.devices().as_ref().is_some_and(|rules| !rules.is_empty()) {
-        return Err(unsupported("linux.resources.devices of an update"));
-    }
-    let mut limits = Limits::new(&facts.cgroup, path);
+    place: &CgroupPlace,
+    layout: &CgroupLayout,
+) -> Result<UpdateResources, CompileError> {
+    let mut update = UpdateResources { container_id: container_id.to_owned(), ..UpdateResources::default() };
+    let mut limits = Limits::new(layout, &place.path);
     limits.resources(resources)?;
-    Ok(limits.into_dirs())
+    let rules = Some(device_rules(resources)).filter(|rules| !rules.is_empty());
+    let access = rules.map(DeviceAccess::from_rules).transpose()?;
+    match (&access, layout.home("devices")) {
+        (None, _) => {}
+        (Some(access), Some(home)) => {
+            limits.add(home, access.v1_writes());
+            update.hold = layout.home("freezer").map(|home| place.path.below(home.mount())).unwrap_or_default();
+        }
+        (Some(access), None) => {
+            let v2 = layout.v2().ok_or_else(|| unsupported("linux.resources.devices without a controller"))?;
+            let program = device_program::assemble(access);
+            update.devices = Some(DeviceUpdate { unified: place.path.below(&v2.mount), program });
+        }
+    }
+    if let Some(unit) = &place.unit {
+        update.systemd = Some(systemd::update(place, unit, resources, access.as_ref(), layout.is_v2())?);
+    }
+    update.dirs = limits.into_dirs();
+    Ok(update)
+}
+
+fn device_rules(resources: &LinuxResources) -> &[LinuxDeviceCgroup] {
+    resources.devices().as_deref().unwrap_or_default()
 }
 
 /// Lists the cgroup's directories, parents first, with what must be in them before a process may come.
@@ -137,6 +176,16 @@ mod tests {
         "/podwright/a".parse().unwrap()
     }
 
+    fn planned(resources: &str, layout: &CgroupLayout) -> CgroupPlan {
+        let resources: serde_json::Value = serde_json::from_str(resources).unwrap();
+        let json = serde_json::json!({"ociVersion": "1.3.0", "linux": {"resources": resources}});
+        container(&CgroupPlace::at(path()), &serde_json::from_value(json).unwrap(), layout).unwrap()
+    }
+
+    fn updated(resources: &str, layout: &CgroupLayout) -> UpdateResources {
+        update("c", &serde_json::from_str(resources).unwrap(), &CgroupPlace::at(path()), layout).unwrap()
+    }
+
     #[test]
     fn a_v2_cgroup_gets_its_controllers_from_every_parent() {
         let plan = bare(&path(), &unified().cgroup);
@@ -149,8 +198,7 @@ mod tests {
 
     #[test]
     fn a_v1_cpuset_is_inherited_all_the_way_unless_given() {
-        let resources: LinuxResources = serde_json::from_str(r#"{"cpu": {"cpus": "0-1"}}"#).unwrap();
-        let plan = container(&path(), Some(&resources), &legacy().cgroup).unwrap();
+        let plan = planned(r#"{"cpu": {"cpus": "0-1"}}"#, &legacy().cgroup);
         let writes = |dir: &str| {
             let dir = plan.dirs.iter().find(|it| it.path == dir).unwrap();
             dir.writes.iter().map(|it| (it.file.as_str(), it.value.as_str(), it.inherit)).collect::<Vec<_>>()
@@ -167,7 +215,7 @@ mod tests {
 
     #[test]
     fn a_hybrid_cgroup_joins_v1_and_starts_in_v2() {
-        let plan = container(&path(), None, &hybrid().cgroup).unwrap();
+        let plan = planned("{}", &hybrid().cgroup);
         assert_eq!(plan.join.len(), 8);
         assert_eq!(plan.unified, "/sys/fs/cgroup/unified/podwright/a");
         assert_eq!(plan.exec_parent, plan.unified);
@@ -189,11 +237,22 @@ mod tests {
 
     #[test]
     fn an_update_touches_only_what_it_names() {
-        let resources: LinuxResources = serde_json::from_str(r#"{"memory": {"limit": 1000}}"#).unwrap();
-        let dirs = update(&resources, &path(), &unified()).unwrap();
-        assert_eq!(dirs.len(), 1);
-        assert_eq!((dirs[0].writes.len(), dirs[0].writes[0].file.as_str()), (1, "memory.max"));
-        let devices: LinuxResources = serde_json::from_str(r#"{"devices": [{"allow": false}]}"#).unwrap();
-        assert!(update(&devices, &path(), &unified()).is_err());
+        let update = updated(r#"{"memory": {"limit": 1000}}"#, &unified().cgroup);
+        assert_eq!(update.dirs.len(), 1);
+        assert_eq!((update.dirs[0].writes.len(), update.dirs[0].writes[0].file.as_str()), (1, "memory.max"));
+        assert_eq!((update.devices, update.hold.as_str(), update.systemd), (None, "", None));
+    }
+
+    #[test]
+    fn updated_device_rules_take_the_place_of_the_earlier_ones() {
+        let everything = r#"{"devices": [{"allow": true, "access": "rwm"}]}"#;
+        let v2 = updated(everything, &unified().cgroup);
+        let devices = v2.devices.unwrap();
+        assert_eq!(devices.unified, "/sys/fs/cgroup/podwright/a");
+        // A program that allows everything: none would leave the old one in force.
+        assert!(!devices.program.is_empty() && v2.dirs.is_empty());
+        let v1 = updated(everything, &legacy().cgroup);
+        assert_eq!((v1.devices, v1.hold.as_str()), (None, "/sys/fs/cgroup/freezer/podwright/a"));
+        assert_eq!(v1.dirs[0].writes, [limits::write("devices.allow", "a")]);
     }
 }

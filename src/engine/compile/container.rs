@@ -8,7 +8,7 @@ use std::path::Path;
 use oci_spec::runtime::Spec;
 use podwright_plan::wire;
 
-use crate::cgroup::{self, CgroupPath};
+use crate::cgroup::{self, CgroupDriver, CgroupPlace};
 use crate::error::{CompileError, invalid, missing, unsupported};
 use crate::facts::HostFacts;
 use crate::listener::Owner;
@@ -50,6 +50,8 @@ pub struct Standalone<'a> {
     pub bundle: &'a Path,
     /// Descriptors above 2 that its program inherits.
     pub preserve_fds: u32,
+    /// Who makes its cgroup, which decides what `linux.cgroupsPath` says.
+    pub cgroup_driver: CgroupDriver<'a>,
 }
 
 /// Compiles a container outside of a pod.
@@ -65,12 +67,9 @@ pub fn standalone(
     let linux = spec.linux().as_ref().ok_or_else(|| missing("linux"))?;
     let (namespaces, own) = namespaces::listed(linux.namespaces().as_deref().unwrap_or_default())?;
     let has = |kind: wire::NamespaceKind| namespaces.iter().any(|it| it.kind() == kind);
-    let cgroup_path = match linux.cgroups_path() {
-        Some(path) if !path.as_os_str().is_empty() => cgroup_path(path)?,
-        _ => cgroup_path(Path::new(standalone.id))?,
-    };
+    let place = CgroupPlace::of(spec, standalone.id, standalone.cgroup_driver)?;
     let around = Surroundings {
-        cgroup: &cgroup_path,
+        cgroup: place.path(),
         cgroup_namespace: has(wire::NamespaceKind::Cgroup),
         shares_shm: false,
         facts,
@@ -93,6 +92,7 @@ pub fn standalone(
             path: absolute(&standalone.bundle.join(root.path()), "root.path")?,
             ..root_mount(spec)?
         }),
+        cgroup: Some(cgroup::container(&place, spec, &facts.cgroup)?),
         hostname: name(spec.hostname().as_deref(), "hostname", own.uts)?,
         domainname: name(spec.domainname().as_deref(), "domainname", own.uts)?,
         hooks: hooks::hooks(spec.hooks().as_ref())?,
@@ -127,9 +127,12 @@ pub fn container(spec: &Spec, bundle: &Bundle<'_>, facts: &HostFacts) -> Result<
         // With the pod's namespace it is the pod's name, which the shim has set: `PodPlan.hostname`.
         return Err(invalid("hostname", spec.hostname().clone().unwrap_or_default(), "would rename the host"));
     }
-    let cgroup_path = cgroup_path(linux.cgroups_path().as_deref().ok_or_else(|| missing("linux.cgroupsPath"))?)?;
+    if linux.cgroups_path().is_none() {
+        return Err(missing("linux.cgroupsPath"));
+    }
+    let place = CgroupPlace::of(spec, bundle.id, CgroupDriver::Cgroupfs(None))?;
     let around = Surroundings {
-        cgroup: &cgroup_path,
+        cgroup: place.path(),
         cgroup_namespace: namespaces.cgroup,
         shares_shm: bundle.shares_shm,
         facts,
@@ -141,6 +144,7 @@ pub fn container(spec: &Spec, bundle: &Bundle<'_>, facts: &HostFacts) -> Result<
         pid: namespaces.pid.into(),
         cgroup_namespace: namespaces.cgroup,
         rootfs: Some(layers(spec, bundle)?),
+        cgroup: Some(cgroup::container(&place, spec, &facts.cgroup)?),
         log: Some(wire::Log {
             path: bundle.log_path.map(|path| absolute(path, "log path")).transpose()?.unwrap_or_default(),
             max_line: 0,
@@ -153,7 +157,7 @@ pub fn container(spec: &Spec, bundle: &Bundle<'_>, facts: &HostFacts) -> Result<
     })
 }
 
-/// Compiles what is alike for both kinds: all that is inside the root, the cgroup and the process.
+/// Compiles what is alike for both kinds: all that is inside the root, and the process.
 fn inside(
     spec: &Spec,
     owner: Owner<'_>,
@@ -172,15 +176,9 @@ fn inside(
         masked_paths: paths(linux.masked_paths().as_deref(), "linux.maskedPaths")?,
         readonly_paths: paths(linux.readonly_paths().as_deref(), "linux.readonlyPaths")?,
         sysctls: sysctl::sysctls(linux.sysctl().iter().flatten(), own, "linux.sysctl")?,
-        cgroup: Some(cgroup::container(around.cgroup, linux.resources().as_ref(), &facts.cgroup)?),
         process: Some(process::process(program, process::Surroundings { spec, linux, owner, facts })?),
         ..wire::ContainerPlan::default()
     })
-}
-
-fn cgroup_path(path: &Path) -> Result<CgroupPath, CompileError> {
-    let path = mounts::text(path, "linux.cgroupsPath")?;
-    path.parse().map_err(|error: cgroup::InvalidCgroupPath| invalid("linux.cgroupsPath", path, error.problem))
 }
 
 fn layers(spec: &Spec, bundle: &Bundle<'_>) -> Result<wire::Rootfs, CompileError> {

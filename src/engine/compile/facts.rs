@@ -68,6 +68,16 @@ pub enum FactsError {
     },
 }
 
+impl Home<'_> {
+    /// Where the hierarchy is mounted.
+    pub(crate) fn mount(&self) -> &str {
+        match self {
+            Home::V1(hierarchy) => &hierarchy.mount,
+            Home::V2(hierarchy) => &hierarchy.mount,
+        }
+    }
+}
+
 impl CgroupLayout {
     /// Reads the layout from `/proc/self/mountinfo`, `/proc/cgroups` and the v2 root's `cgroup.controllers` (empty when there
     /// is no v2 mount).

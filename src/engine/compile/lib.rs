@@ -32,7 +32,7 @@ mod sysctl;
 mod tests;
 mod unsupported;
 
-pub use cgroup::{CgroupPath, InvalidCgroupPath, update};
+pub use cgroup::{CgroupDriver, CgroupPath, CgroupPlace, InvalidCgroupPath, update};
 pub use container::{Bundle, Standalone, container, standalone};
 pub use error::CompileError;
 pub use exec::{ExecRequest, exec};

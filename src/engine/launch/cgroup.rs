@@ -1,19 +1,24 @@
-//! Control groups as plans name them: made, changed, killed, removed, and asked for OOM kills.
+//! Control groups as plans name them: made, changed, frozen, killed, removed, and asked for OOM kills.
+
+mod update;
 
 use std::path::{Path, PathBuf};
 
 use podwright_plan::wire::{Cause, CgroupDir, CgroupPlan, CgroupWrite};
-pub use podwright_sys::cgroup::{kill, oom_kills, remove};
+pub use podwright_sys::cgroup::{freeze, is_frozen, kill, oom_kills, remove, thaw};
 pub(crate) use podwright_sys::cgroup::{read_file, write_file};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::failure::{Failure, Named};
+pub use update::{Updated, update};
 
 /// The file that lists a v1 cgroup's threads; v2 has none of this name.
 const TASKS: &str = "tasks";
 /// The file that places a process, in both hierarchies.
 const PROCS: &str = "cgroup.procs";
+/// The kernel's list of the files in a v2 directory that belong to whom the directory is delegated.
+const DELEGATE: &str = "/sys/kernel/cgroup/delegate";
 
 /// The directories that [`make`] found missing.
 #[derive(Debug, Default)]
@@ -58,21 +63,62 @@ fn limit(plan: &CgroupPlan) -> Result<(), Failure> {
             apply(dir, write)?;
         }
     }
-    if !plan.device_program.is_empty() {
-        let cgroup = open_dir(Path::new(&plan.unified)).in_shim("open cgroup", &plan.unified)?;
-        podwright_sys::bpf::attach_device_program(cgroup, &plan.device_program)
-            .in_shim("attach device rules", &plan.unified)?;
+    if let Some(owner) = plan.owner {
+        give(Path::new(&plan.unified), owner)?;
+    }
+    if plan.device_program.is_empty() { Ok(()) } else { attach(&plan.unified, &plan.device_program) }
+}
+
+fn attach(unified: &str, program: &[u8]) -> Result<(), Failure> {
+    let cgroup = open_dir(Path::new(unified)).in_shim("open cgroup", unified)?;
+    podwright_sys::bpf::attach_device_program(cgroup, program).in_shim("attach device rules", unified)
+}
+
+/// Gives a v2 directory, and what is to be delegated of it, to a user.
+fn give(dir: &Path, owner: u32) -> Result<(), Failure> {
+    let files = read_file(Path::new(DELEGATE)).in_shim("read", DELEGATE)?;
+    let files = String::from_utf8_lossy(&files);
+    let owner = Some(rustix::fs::Uid::from_raw(owner));
+    rustix::fs::chown(dir, owner, None).in_shim("give cgroup to the container's user", dir.display())?;
+    for file in files.split_ascii_whitespace() {
+        match rustix::fs::chown(dir.join(file), owner, None) {
+            // The list is of all controllers, the directory has those that are on.
+            Err(Errno::NOENT) => {}
+            result => result.in_shim("give cgroup file to the container's user", dir.join(file).display())?,
+        }
     }
     Ok(())
 }
 
 fn apply(dir: &CgroupDir, write: &CgroupWrite) -> Result<(), Failure> {
     let file = Path::new(&dir.path).join(&write.file);
+    if !write.not_below.is_empty() {
+        check(Path::new(&dir.path), write)?;
+    }
     let written = if write.inherit { inherit(&file) } else { write_file(&file, write.value.as_bytes()) };
     match written {
-        Err(Errno::NOENT) if write.optional => Ok(()),
+        Err(Errno::NOENT) if may_be_missing(dir, write) => Ok(()),
         Err(_) if write.lenient => Ok(()),
         result => result.in_shim("write cgroup file", file.display()).map_err(|f| f.with_detail(&*write.value)),
+    }
+}
+
+fn may_be_missing(dir: &CgroupDir, write: &CgroupWrite) -> bool {
+    write.optional || (!write.optional_with.is_empty() && Path::new(&dir.path).join(&write.optional_with).exists())
+}
+
+/// Refuses a limit below what is used now: the kernel would take it, and kill.
+fn check(dir: &Path, write: &CgroupWrite) -> Result<(), Failure> {
+    // What is no number is no limit.
+    let Ok(limit) = write.value.parse::<u64>() else { return Ok(()) };
+    let file = dir.join(&write.not_below);
+    let used = read_file(&file).in_shim("read cgroup file", file.display())?;
+    let used = String::from_utf8_lossy(&used);
+    match used.trim().parse::<u64>() {
+        Ok(used) if used <= limit => Ok(()),
+        Ok(used) => Err(Failure::internal("lower limit", dir.join(&write.file).display(), Errno::BUSY)
+            .with_detail(format!("{limit} is below the {used} in use"))),
+        Err(_) => Err(Failure::internal("read cgroup file", file.display(), Errno::BADMSG)),
     }
 }
 
@@ -97,44 +143,6 @@ pub(crate) fn join(dir: &Path, cause: Cause) -> Result<(), Failure> {
     }
     let file = dir.join(PROCS);
     write_file(&file, b"0").map_err(|errno| Failure::new(cause, "join cgroup", file.display(), errno))
-}
-
-/// Writes a container's new limits, all or nothing: when a write fails, the values before it come back.
-///
-/// # Errors
-/// Names the file and the kernel's answer; the directories hold their earlier values then.
-pub fn update(dirs: &[CgroupDir]) -> Result<(), Failure> {
-    let writes: Vec<_> = dirs.iter().flat_map(|dir| dir.writes.iter().map(move |write| (dir, write))).collect();
-    // All are read before the first is written: a file that cannot be read cannot be restored.
-    let earlier = writes.iter().map(|(dir, write)| earlier_value(dir, write)).collect::<Result<Vec<_>, _>>()?;
-    for (done, (dir, write)) in writes.iter().enumerate() {
-        if let Err(failure) = apply(dir, write) {
-            let lost: Vec<_> = earlier[..done].iter().rev().flatten().filter_map(restore).collect();
-            return Err(if lost.is_empty() { failure } else { failure.with_detail(lost.join("; ")) });
-        }
-    }
-    Ok(())
-}
-
-/// A file and what it said, `None` for one that need not be there.
-fn earlier_value(dir: &CgroupDir, write: &CgroupWrite) -> Result<Option<(PathBuf, Vec<u8>)>, Failure> {
-    let file = Path::new(&dir.path).join(&write.file);
-    match read_file(&file) {
-        Ok(value) => Ok(Some((file, value))),
-        Err(Errno::NOENT) if write.optional => Ok(None),
-        Err(_) if write.lenient => Ok(None),
-        Err(errno) => Err(Failure::internal("read cgroup file", file.display(), errno)),
-    }
-}
-
-/// Writes an earlier value back; the words say what could not be.
-fn restore((file, value): &(PathBuf, Vec<u8>)) -> Option<String> {
-    let mut refused = None;
-    // A file of several lines (io.max) takes them one by one.
-    for line in value.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
-        refused = write_file(file, line).err().or(refused);
-    }
-    refused.map(|errno| format!("{} was not restored: {errno}", file.display()))
 }
 
 /// Finds the cgroup, in a directory or below it, that a process is in.

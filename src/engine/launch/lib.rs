@@ -6,7 +6,7 @@
 //!   [`Pending`], whose status fd says when the user's program runs or which step failed.
 //! - [`create`] forks a container that has no pod, and [`release`] lets its program run: the two may be called by
 //!   different processes, the first of which has ended meanwhile.
-//! - [`cgroup`] makes, changes, kills and removes the control groups that plans name.
+//! - [`cgroup`] makes, changes, freezes, kills and removes the control groups that plans name.
 //!
 //! Nothing here waits for anything a user controls: sources on a dead NFS server are opened by the forked process,
 //! which can be killed. Nothing is mounted in the host's mount namespace.

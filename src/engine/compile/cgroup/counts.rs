@@ -9,7 +9,7 @@ use crate::error::{CompileError, invalid};
 use crate::facts::Home;
 
 pub(super) fn limits(limits: &mut Limits<'_>, resources: &LinuxResources) -> Result<(), CompileError> {
-    // Zero is unset: the specification's types cannot tell it from an absent field.
+    // Zero is unset: the specification's types cannot tell it from an absent field, and it was no limit up to 1.2.
     if let Some(limit) = resources.pids().map(|pids| pids.limit()).filter(|limit| *limit != 0) {
         let home = limits.home("pids", "pids.limit")?;
         let value = if limit < 0 { "max".to_owned() } else { limit.to_string() };

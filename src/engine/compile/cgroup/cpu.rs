@@ -12,7 +12,7 @@ use crate::error::{CompileError, invalid};
 use crate::facts::Home;
 
 /// The kernel's default period, microseconds.
-const DEFAULT_PERIOD: u64 = 100_000;
+pub(super) const DEFAULT_PERIOD: u64 = 100_000;
 
 pub(super) fn limits(limits: &mut Limits<'_>, cpu: &LinuxCpu) -> Result<(), CompileError> {
     if let Some(quota) = cpu.quota().filter(|quota| *quota < -1) {
@@ -48,12 +48,13 @@ fn v2(cpu: &LinuxCpu) -> Result<Vec<CgroupWrite>, CompileError> {
     }
     let mut writes = Vec::new();
     writes.extend(cpu.idle().map(|idle| write("cpu.idle", idle)));
-    writes.extend(cpu.shares().filter(|it| *it != 0).map(|shares| write("cpu.weight", weight(shares))));
+    writes.extend(shares(cpu).map(|shares| write("cpu.weight", weight(shares))));
     let quota = cpu.quota().filter(|it| *it != 0);
     let period = cpu.period().filter(|it| *it != 0);
     let max = (quota.is_some() || period.is_some()).then(|| {
         let quota = quota.filter(|it| *it > 0).map_or_else(|| "max".to_owned(), |it| it.to_string());
-        write("cpu.max", format!("{quota} {}", period.unwrap_or(DEFAULT_PERIOD)))
+        // Without a second number the kernel keeps the period.
+        write("cpu.max", period.map_or_else(|| quota.clone(), |period| format!("{quota} {period}")))
     });
     around("cpu.max.burst", cpu.burst(), max, &mut writes);
     Ok(writes)
@@ -62,7 +63,7 @@ fn v2(cpu: &LinuxCpu) -> Result<Vec<CgroupWrite>, CompileError> {
 fn v1(cpu: &LinuxCpu) -> Vec<CgroupWrite> {
     let mut writes = Vec::new();
     writes.extend(cpu.idle().map(|idle| write("cpu.idle", idle)));
-    writes.extend(cpu.shares().filter(|it| *it != 0).map(|shares| write("cpu.shares", shares)));
+    writes.extend(shares(cpu).map(|shares| write("cpu.shares", shares)));
     let quota = cpu.quota().filter(|it| *it != 0).map(|quota| write("cpu.cfs_quota_us", quota));
     let period = cpu.period().filter(|it| *it != 0);
     let mut bandwidth = Vec::new();
@@ -83,6 +84,11 @@ fn v1(cpu: &LinuxCpu) -> Vec<CgroupWrite> {
     writes
 }
 
+/// The shares of a cgroup that is not idle: those of an idle one are the kernel's, which refuses any others.
+fn shares(cpu: &LinuxCpu) -> Option<u64> {
+    cpu.shares().filter(|shares| *shares != 0 && cpu.idle() != Some(1))
+}
+
 /// Writes a file whose value must fit another one before and after that other one.
 fn around(file: &str, value: Option<u64>, other: Option<CgroupWrite>, writes: &mut Vec<CgroupWrite>) {
     if other.is_some() {
@@ -97,7 +103,7 @@ fn around(file: &str, value: Option<u64>, other: Option<CgroupWrite>, writes: &m
 /// The curve through those three points that runc since 1.3.2 (opencontainers/cgroups, `ConvertCPUSharesToCgroupV2Value`)
 /// and crun since 1.23 use; the straight line before it gave the default shares a weight of 39 and so starved pods
 /// beside the host's own services.
-fn weight(shares: u64) -> u64 {
+pub(super) fn weight(shares: u64) -> u64 {
     match shares {
         0..=2 => 1,
         262_144.. => 10_000,
@@ -131,7 +137,7 @@ mod tests {
         cpu.set_quota(Some(50_000)).set_burst(Some(20_000));
         let files: Vec<_> = v2(&cpu).unwrap().into_iter().map(|it| (it.file, it.value, it.lenient)).collect();
         let burst = |lenient| ("cpu.max.burst".to_owned(), "20000".to_owned(), lenient);
-        assert_eq!(files, [burst(true), ("cpu.max".to_owned(), "50000 100000".to_owned(), false), burst(false)]);
+        assert_eq!(files, [burst(true), ("cpu.max".to_owned(), "50000".to_owned(), false), burst(false)]);
     }
 
     #[test]
@@ -141,6 +147,16 @@ mod tests {
         assert_eq!(v2(&cpu).unwrap(), [write("cpu.max", "max 20000")]);
         let v1: Vec<_> = v1(&cpu).into_iter().map(|it| it.value).collect();
         assert_eq!(v1, ["20000", "-1", "20000"]);
+    }
+
+    #[test]
+    fn an_idle_cgroup_has_no_shares() {
+        let mut cpu = LinuxCpu::default();
+        cpu.set_idle(Some(1)).set_shares(Some(512));
+        assert_eq!(v2(&cpu).unwrap(), [write("cpu.idle", 1)]);
+        assert_eq!(v1(&cpu), [write("cpu.idle", 1)]);
+        cpu.set_idle(Some(0));
+        assert_eq!(v2(&cpu).unwrap(), [write("cpu.idle", 0), write("cpu.weight", 59)]);
     }
 
     #[test]

@@ -127,9 +127,12 @@ impl DeviceAccess {
 fn line(which: &Match, bits: u8) -> String {
     let number = |number: Option<u32>| number.map_or_else(|| "*".to_owned(), |number| number.to_string());
     let kind = if which.block { 'b' } else { 'c' };
-    let access: String =
-        [(READ, 'r'), (WRITE, 'w'), (MKNOD, 'm')].iter().filter(|(bit, _)| bits & bit != 0).map(|(_, it)| it).collect();
-    format!("{kind} {}:{} {access}", number(which.major), number(which.minor))
+    format!("{kind} {}:{} {}", number(which.major), number(which.minor), letters(bits))
+}
+
+/// Spells an access out.
+pub(super) fn letters(bits: u8) -> String {
+    [(READ, 'r'), (WRITE, 'w'), (MKNOD, 'm')].iter().filter(|(bit, _)| bits & bit != 0).map(|(_, it)| it).collect()
 }
 
 fn access_bits(access: Option<&str>, field: &str) -> Result<u8, CompileError> {

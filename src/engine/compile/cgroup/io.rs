@@ -1,13 +1,12 @@
 //! `linux.resources.blockIO`: weights and throttles of block devices.
 //!
 //! Since 5.0 the kernel has weights with the BFQ scheduler and, on v2, with the io.cost controller, each in a file of its
-//! own that is absent without it: a weight is a preference and goes to whichever is there. Throttles are limits and
-//! must be written.
+//! own that is absent without it: a weight goes to whichever are there, and one of them must be.
 
 use oci_spec::runtime::{LinuxBlockIo, LinuxThrottleDevice};
 use podwright_plan::wire::CgroupWrite;
 
-use super::limits::{Limits, optional, write};
+use super::limits::{Limits, write};
 use crate::error::{CompileError, invalid, unsupported};
 use crate::facts::Home;
 
@@ -26,11 +25,11 @@ pub(super) fn limits(limits: &mut Limits<'_>, io: &LinuxBlockIo) -> Result<(), C
     let mut writes: Vec<CgroupWrite> = Vec::new();
     for (device, weight) in weights {
         match home {
-            Home::V1(_) if device.is_empty() => writes.push(optional("blkio.bfq.weight", weight)),
-            Home::V1(_) => writes.push(optional("blkio.bfq.weight_device", format!("{device}{weight}"))),
+            Home::V1(_) if device.is_empty() => writes.push(write("blkio.bfq.weight", weight)),
+            Home::V1(_) => writes.push(write("blkio.bfq.weight_device", format!("{device}{weight}"))),
             Home::V2(_) => {
-                writes.push(optional("io.bfq.weight", format!("{device}{weight}")));
-                writes.push(optional("io.weight", format!("{device}{}", io_weight(weight))));
+                writes.push(either("io.bfq.weight", "io.weight", format!("{device}{weight}")));
+                writes.push(either("io.weight", "io.bfq.weight", format!("{device}{}", io_weight(weight))));
             }
         }
     }
@@ -47,8 +46,13 @@ pub(super) fn limits(limits: &mut Limits<'_>, io: &LinuxBlockIo) -> Result<(), C
     Ok(())
 }
 
+/// Writes a value where the kernel has the file, which it must if it has not the other.
+fn either(file: &str, other: &str, value: String) -> CgroupWrite {
+    CgroupWrite { optional_with: other.to_owned(), ..write(file, value) }
+}
+
 /// Collects the cgroup's weight (no device) and those of devices (`major:minor ` in front).
-fn weights(io: &LinuxBlockIo) -> Result<Vec<(String, u16)>, CompileError> {
+pub(super) fn weights(io: &LinuxBlockIo) -> Result<Vec<(String, u16)>, CompileError> {
     let whole = io.weight().map(|weight| (String::new(), weight));
     let devices = io.weight_device().iter().flatten();
     let devices =
@@ -76,7 +80,7 @@ fn throttles(io: &LinuxBlockIo) -> Vec<(&'static str, &'static str, &LinuxThrott
 }
 
 /// Stretches a v1 weight (10 to 1000) over v2's range (1 to 10000), as runc and crun do.
-fn io_weight(weight: u16) -> u32 {
+pub(super) fn io_weight(weight: u16) -> u32 {
     1 + (u32::from(weight) - 10) * 9999 / 990
 }
 

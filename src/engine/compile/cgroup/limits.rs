@@ -60,10 +60,7 @@ impl<'a> Limits<'a> {
 
     /// Appends writes to the cgroup's directory in a hierarchy.
     pub(super) fn add(&mut self, home: Home<'_>, writes: impl IntoIterator<Item = CgroupWrite>) {
-        let directory = self.path.below(match home {
-            Home::V1(hierarchy) => &hierarchy.mount,
-            Home::V2(hierarchy) => &hierarchy.mount,
-        });
+        let directory = self.path.below(home.mount());
         match self.dirs.iter_mut().find(|dir| dir.path == directory) {
             Some(dir) => dir.writes.extend(writes),
             None => {

@@ -1,4 +1,8 @@
 //! `linux.resources.memory`. The specification's swap is memory and swap together, as v1 counts it; v2 counts swap alone.
+//!
+//! `kernel` limited what the kernel itself used for the container: since 5.16 no kernel has that limit, and what it held down
+//! counts against `limit` on every kernel. It is passed over, as runc and crun do. So is `kernelTCP`, but for v1 kernels that
+//! have its file.
 
 use oci_spec::runtime::LinuxMemory;
 use podwright_plan::wire::CgroupWrite;
@@ -19,8 +23,9 @@ pub(super) fn limits(limits: &mut Limits<'_>, memory: &LinuxMemory) -> Result<()
     }
     refuse_obsolete(memory)?;
     let asked = [memory.limit(), memory.reservation(), memory.swap()].into_iter().flatten().any(|it| it != 0)
-        || memory.swappiness().is_some()
-        || memory.disable_oom_killer() == Some(true);
+        || swappiness(memory).is_some()
+        || memory.disable_oom_killer() == Some(true)
+        || kernel_tcp(memory).is_some();
     if asked {
         let home = limits.home("memory", "memory")?;
         let writes = match home {
@@ -32,18 +37,7 @@ pub(super) fn limits(limits: &mut Limits<'_>, memory: &LinuxMemory) -> Result<()
     Ok(())
 }
 
-#[allow(deprecated)] // The field is still in the specification, and asking for it must not go unheard.
 fn refuse_obsolete(memory: &LinuxMemory) -> Result<(), CompileError> {
-    let asked = |value: Option<i64>| value.is_some_and(|value| value != 0);
-    if asked(memory.kernel()) {
-        return Err(unsupported("linux.resources.memory.kernel"));
-    }
-    if asked(memory.kernel_tcp()) {
-        return Err(unsupported("linux.resources.memory.kernelTCP"));
-    }
-    if memory.check_before_update() == Some(true) {
-        return Err(unsupported("linux.resources.memory.checkBeforeUpdate"));
-    }
     // Kernels since 5.11 count hierarchically and no other way.
     if memory.use_hierarchy() == Some(false) {
         return Err(unsupported("linux.resources.memory.useHierarchy=false"));
@@ -51,15 +45,30 @@ fn refuse_obsolete(memory: &LinuxMemory) -> Result<(), CompileError> {
     Ok(())
 }
 
+/// The limit of a file that holds no less than what is used, if that is to be checked.
+fn checked(write: CgroupWrite, memory: &LinuxMemory, usage: &str) -> CgroupWrite {
+    let check = memory.check_before_update() == Some(true);
+    CgroupWrite { not_below: if check { usage.to_owned() } else { String::new() }, ..write }
+}
+
+/// What some writers leave for "the kernel's default" is -1, read as the largest number.
+fn swappiness(memory: &LinuxMemory) -> Option<u64> {
+    memory.swappiness().filter(|swappiness| *swappiness != u64::MAX)
+}
+
+fn kernel_tcp(memory: &LinuxMemory) -> Option<i64> {
+    set(memory.kernel_tcp())
+}
+
 fn v2(memory: &LinuxMemory) -> Result<Vec<CgroupWrite>, CompileError> {
-    if memory.swappiness().is_some() {
+    if swappiness(memory).is_some() {
         return Err(not_on("v2", "memory.swappiness"));
     }
     if memory.disable_oom_killer() == Some(true) {
         return Err(not_on("v2", "memory.disableOOMKiller"));
     }
     let mut writes = Vec::new();
-    writes.extend(set(memory.limit()).map(|limit| write("memory.max", number(limit))));
+    writes.extend(set(memory.limit()).map(|it| checked(write("memory.max", number(it)), memory, "memory.current")));
     writes.extend(swap_max(set(memory.limit()), set(memory.swap()))?.map(|swap| {
         // A kernel without swap has no such file, and gives neither no swap at all nor a limit to it.
         let enforced_anyway = matches!(swap, 0 | UNLIMITED);
@@ -70,7 +79,7 @@ fn v2(memory: &LinuxMemory) -> Result<Vec<CgroupWrite>, CompileError> {
 }
 
 /// Turns a limit of memory and swap together into one of swap.
-fn swap_max(limit: Option<i64>, both: Option<i64>) -> Result<Option<i64>, CompileError> {
+pub(super) fn swap_max(limit: Option<i64>, both: Option<i64>) -> Result<Option<i64>, CompileError> {
     let refuse = |both: i64, problem| Err(invalid("linux.resources.memory.swap", both.to_string(), problem));
     match (limit, both) {
         (Some(UNLIMITED), None) => Ok(Some(UNLIMITED)),
@@ -95,10 +104,11 @@ fn v1(memory: &LinuxMemory) -> Result<Vec<CgroupWrite>, CompileError> {
     if limit.is_some() {
         writes.extend(both.map(|both| lenient("memory.memsw.limit_in_bytes", both)));
     }
-    writes.extend(limit.map(|limit| write("memory.limit_in_bytes", limit)));
+    writes.extend(limit.map(|it| checked(write("memory.limit_in_bytes", it), memory, "memory.usage_in_bytes")));
     writes.extend(both.map(|both| optional("memory.memsw.limit_in_bytes", both)));
     writes.extend(set(memory.reservation()).map(|soft| write("memory.soft_limit_in_bytes", soft)));
-    if let Some(swappiness) = memory.swappiness() {
+    writes.extend(kernel_tcp(memory).map(|limit| optional("memory.kmem.tcp.limit_in_bytes", limit)));
+    if let Some(swappiness) = swappiness(memory) {
         if swappiness > 100 {
             let field = "linux.resources.memory.swappiness";
             return Err(invalid(field, swappiness.to_string(), "is above 100"));
@@ -168,5 +178,22 @@ mod tests {
         assert!(v2(&memory).unwrap_err().to_string().contains("memory.swappiness"));
         memory.set_swappiness(Some(101));
         assert!(v1(&memory).is_err());
+        memory.set_swappiness(Some(u64::MAX));
+        assert_eq!(v2(&memory).unwrap(), []);
+    }
+
+    #[test]
+    fn what_the_kernel_uses_is_part_of_the_limit() {
+        let json = r#"{"kernel": 1048576, "kernelTCP": 4096, "checkBeforeUpdate": true, "limit": 100}"#;
+        let memory: LinuxMemory = serde_json::from_str(json).unwrap();
+        let checked = |file, usage: &str| CgroupWrite { not_below: usage.to_owned(), ..write(file, 100) };
+        assert_eq!(v2(&memory).unwrap(), [checked("memory.max", "memory.current")]);
+        assert_eq!(
+            v1(&memory).unwrap(),
+            [
+                checked("memory.limit_in_bytes", "memory.usage_in_bytes"),
+                optional("memory.kmem.tcp.limit_in_bytes", 4096)
+            ]
+        );
     }
 }

@@ -51,7 +51,7 @@ impl FromStr for CgroupPath {
             return refuse("has a character that no directory of the cgroup file system can have");
         }
         if !value.starts_with('/') && value.split(':').count() == 3 {
-            return refuse("is a systemd path (slice:prefix:name), which this version does not support");
+            return refuse("is a unit of the systemd driver (slice:prefix:name), where a path is wanted");
         }
         Ok(Self(format!("/{}", components.join("/"))))
     }

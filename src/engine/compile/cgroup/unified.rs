@@ -27,7 +27,10 @@ pub(super) fn limits(limits: &mut Limits<'_>, files: &HashMap<String, String>) -
             return refuse("is no limit");
         };
         match home {
-            Some(home @ Home::V2(_)) => limits.add(home, [write(file, value)]),
+            // The kernel takes one line a write, where a file has several (io.max).
+            Some(home @ Home::V2(_)) => {
+                limits.add(home, value.split('\n').filter(|line| !line.is_empty()).map(|line| write(file, line)));
+            }
             _ => return refuse("belongs to a controller that this host does not have on cgroup v2"),
         }
     }

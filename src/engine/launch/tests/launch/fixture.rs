@@ -243,7 +243,7 @@ pub(crate) fn sweep(id: u32, passed: bool) -> bool {
 }
 
 /// Where the v2 tree is.
-fn unified() -> PathBuf {
+pub(crate) fn unified() -> PathBuf {
     if has_v1() { Path::new(CGROUPS).join("unified") } else { PathBuf::from(CGROUPS) }
 }
 

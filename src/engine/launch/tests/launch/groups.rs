@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use podwright_launch::cgroup;
-use podwright_plan::wire::{Cause, CgroupDir, CgroupWrite};
+use podwright_plan::wire::{Cause, CgroupDir, CgroupWrite, UpdateResources};
 use rustix::io::Errno;
 
 use crate::Case;
@@ -13,9 +13,11 @@ pub(crate) const CASES: &[Case] = &[
     ("a_container_is_in_its_cgroups", a_container_is_in_its_cgroups),
     ("a_refused_limit_leaves_no_cgroup", a_refused_limit_leaves_no_cgroup),
     ("an_update_is_all_or_nothing", an_update_is_all_or_nothing),
+    ("a_limit_below_what_is_used_is_refused", a_limit_below_what_is_used_is_refused),
+    ("one_of_two_files_is_enough", one_of_two_files_is_enough),
+    ("a_frozen_container_stands_still", a_frozen_container_stands_still),
     ("a_kill_reaches_the_whole_tree", a_kill_reaches_the_whole_tree),
     ("an_oom_kill_is_counted", an_oom_kill_is_counted),
-    ("device_rules_hold", device_rules_hold),
 ];
 
 fn write(file: &str, value: &str) -> CgroupWrite {
@@ -79,13 +81,71 @@ fn an_update_is_all_or_nothing() {
     let value = || std::fs::read_to_string(Path::new(&path).join(file)).unwrap();
     let update = |second: &str| {
         let writes = vec![write(file, "33554432"), write(file, second)];
-        cgroup::update(&[CgroupDir { path: path.clone(), writes }])
+        cgroup::update(&changed(&path, writes))
     };
     let failure = update("garbage").unwrap_err();
     assert_eq!((&*failure.step, failure.kernel_error()), ("write cgroup file", Some(Errno::INVAL)));
     assert_eq!(value(), "67108864\n");
-    update("16777216").unwrap();
+    let updated = update("16777216").unwrap();
     assert_eq!(value(), "16777216\n");
+    // Two writes of one file are taken back one by one.
+    assert_eq!(updated.undo(), Vec::<String>::new());
+    assert_eq!(value(), "67108864\n");
+    running.kill();
+    fixture.finish();
+}
+
+/// The writes of an update into one directory.
+fn changed(path: &str, writes: Vec<CgroupWrite>) -> UpdateResources {
+    UpdateResources { dirs: vec![CgroupDir { path: path.to_owned(), writes }], ..UpdateResources::default() }
+}
+
+fn a_limit_below_what_is_used_is_refused() {
+    let fixture = Fixture::new();
+    let mut plan = fixture.plan("c", "exec sleep 1000");
+    let running = fixture.start(&plan).unwrap();
+    let path = limit(&mut plan.cgroup.as_mut().unwrap().dirs, "memory").path.clone();
+    let usage = if has_v1() { "memory.usage_in_bytes" } else { "memory.current" };
+    let checked = |value: &str| CgroupWrite { not_below: usage.into(), ..write(memory_limit(), value) };
+    let failure = cgroup::update(&changed(&path, vec![checked("4096")])).unwrap_err();
+    assert_eq!((&*failure.step, failure.kernel_error()), ("lower limit", Some(Errno::BUSY)));
+    assert!(failure.detail.starts_with("4096 is below the "), "{}", failure.detail);
+    cgroup::update(&changed(&path, vec![checked("1073741824")])).unwrap();
+    running.kill();
+    fixture.finish();
+}
+
+fn one_of_two_files_is_enough() {
+    let fixture = Fixture::new();
+    let mut plan = fixture.plan("c", "exec sleep 1000");
+    let running = fixture.start(&plan).unwrap();
+    let path = limit(&mut plan.cgroup.as_mut().unwrap().dirs, "memory").path.clone();
+    let with = |other: &str| CgroupWrite { optional_with: other.into(), ..write("memory.no-such-file", "1") };
+    cgroup::update(&changed(&path, vec![with(memory_limit())])).unwrap();
+    let failure = cgroup::update(&changed(&path, vec![with("memory.nor-this")])).unwrap_err();
+    assert_eq!(failure.kernel_error(), Some(Errno::NOENT));
+    running.kill();
+    fixture.finish();
+}
+
+fn a_frozen_container_stands_still() {
+    let fixture = Fixture::new();
+    let plan = fixture.plan("c", "while :; do echo x; done");
+    let mut running = fixture.start(&plan).unwrap();
+    let podwright_launch::Stdio::Pipes { stdout, .. } = &mut running.stdio else { panic!("no pipes") };
+    let dir = Path::new(&plan.cgroup.as_ref().unwrap().exec_parent);
+    assert_eq!(cgroup::is_frozen(dir), Ok(false));
+    cgroup::freeze(dir, std::time::Duration::from_secs(10)).unwrap();
+    assert_eq!(cgroup::is_frozen(dir), Ok(true));
+    // What was written before is drained; then nothing more comes.
+    let mut buffer = [0; 65536];
+    while rustix::io::read(&*stdout, &mut buffer).is_ok_and(|length| length > 0) {}
+    assert_eq!(rustix::io::read(&*stdout, &mut buffer), Err(Errno::AGAIN));
+    cgroup::thaw(dir).unwrap();
+    assert_eq!(cgroup::is_frozen(dir), Ok(false));
+    let mut fd = [rustix::event::PollFd::new(&*stdout, rustix::event::PollFlags::IN)];
+    rustix::event::poll(&mut fd, None).unwrap();
+    assert!(rustix::io::read(&*stdout, &mut buffer).unwrap() > 0);
     running.kill();
     fixture.finish();
 }
@@ -126,41 +186,5 @@ fn an_oom_kill_is_counted() {
     assert_eq!(cgroup::oom_kills(&events), Ok(1));
     running.end();
     assert_eq!(cgroup::oom_kills(&events), Err(Errno::NOENT));
-    fixture.finish();
-}
-
-/// `struct bpf_insn[]`: every device may be made, and used unless its minor number is 5.
-fn refuse_minor_5() -> Vec<u8> {
-    let instruction = |code: u8, registers: u8, offset: i16, value: i32| {
-        [&[code, registers][..], &offset.to_ne_bytes(), &value.to_ne_bytes()].concat()
-    };
-    let (load, shift, set, unless, when, give) = (0x61, 0x77, 0xb7, 0x55, 0x15, 0x95);
-    [
-        // r2: the access (1: mknod), r3: the minor number, r0: the answer
-        instruction(load, 0x12, 0, 0),
-        instruction(shift, 0x02, 0, 16),
-        instruction(load, 0x13, 8, 0),
-        instruction(set, 0x00, 0, 1),
-        instruction(unless, 0x03, 2, 5),
-        instruction(when, 0x02, 1, 1),
-        instruction(set, 0x00, 0, 0),
-        instruction(give, 0x00, 0, 0),
-    ]
-    .concat()
-}
-
-fn device_rules_hold() {
-    let fixture = Fixture::new();
-    let script = "head -c 1 /dev/zero 2>&1; cat /dev/null && echo null";
-    let mut plan = fixture.plan("c", script);
-    plan.cgroup.as_mut().unwrap().device_program = refuse_minor_5();
-    let ended = fixture.run(&plan);
-    assert_eq!(ended.stdout, "head: /dev/zero: Operation not permitted\nnull\n", "{}", ended.stderr);
-
-    let mut plan = fixture.plan("bad", "true");
-    plan.cgroup.as_mut().unwrap().device_program = vec![0; 8];
-    let Err(failure) = podwright_launch::start(&fixture.pod, &plan) else { panic!("it started") };
-    assert_eq!((failure.cause, &*failure.step), (Cause::Internal, "attach device rules"));
-    assert!(!Path::new(&plan.cgroup.unwrap().unified).exists());
     fixture.finish();
 }

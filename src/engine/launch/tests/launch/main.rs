@@ -9,6 +9,7 @@
 
 mod attributes;
 mod containers;
+mod device_rules;
 mod execs;
 mod fixture;
 mod groups;
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
         paths::CASES,
         volumes::CASES,
         groups::CASES,
+        device_rules::CASES,
         execs::CASES,
     ]
     .concat();
