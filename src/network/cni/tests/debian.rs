@@ -231,7 +231,12 @@ fn pods_on_the_hosts_own_link() {
         node.host.run("ip link set up0 up");
         node.host.run("ip link set out0 up");
         for (kind, mode) in [("macvlan", "bridge"), ("ipvlan", "l2")] {
-            node.configure(&newest(), json!({ "type": kind, "master": "up0", "mode": mode }), &["10.79.0.0/24"], &[]);
+            node.configure(
+                &newest(),
+                json!({ "type": kind, "master": "up0", "mode": mode }),
+                &["10.79.0.0/24", "fd79::/64"],
+                &[],
+            );
             let (a, b) = (Netns::fresh(), Netns::fresh());
             let first = node.add("a", &a.path(), Map::new()).await;
             // The kernel of a test machine may lack a kind of link: then the plugin's words are told, and all is undone.
@@ -245,13 +250,16 @@ fn pods_on_the_hosts_own_link() {
             node.host.run("ip link delete probe0");
             let of_a = first.unwrap().addresses("eth0");
             node.add("b", &b.path(), Map::new()).await.unwrap();
-            b.reach(&format!("{}:80", of_a[0]), &a.listen("0.0.0.0:80"));
+            let listener = a.listen("[::]:80");
+            for ip in of_a {
+                b.reach(&SocketAddr::from((ip, 80)).to_string(), &listener);
+            }
             node.cni.check("b").await.unwrap();
             // What a reboot leaves of a pod: its record and its addresses.
             let (gone, pin) = (Netns::fresh(), node.lab.path("pin"));
             symlink(gone.path(), &pin).unwrap();
             node.add("gone", &pin, Map::new()).await.unwrap();
-            assert_eq!(node.leases().len(), 3);
+            assert_eq!(node.leases().len(), 6);
             fs::remove_file(&pin).unwrap();
             drop(gone);
             for pod in ["gone", "a", "b"] {
