@@ -1,9 +1,7 @@
 //! A connection to the system's or a user's manager, and the few calls on it.
 //!
-//! root talks to the manager by its own socket, as systemctl does: that needs no bus daemon, which is one thing less to be
-//! started, restarted or absent. Others go by their bus.
-
-use std::path::{Path, PathBuf};
+//! Both are asked by way of their bus. The manager has a socket of its own too, but what it sends there carries a sender that
+//! is no unique name, and no strict client takes that.
 
 use zbus::Message;
 use zbus::connection::{Builder, Connection};
@@ -15,38 +13,21 @@ use crate::error::Error;
 const MANAGER: &str = "org.freedesktop.systemd1.Manager";
 const MANAGER_PATH: &str = "/org/freedesktop/systemd1";
 const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
-const SYSTEM_SOCKET: &str = "/run/systemd/private";
+const DESTINATION: &str = "org.freedesktop.systemd1";
 
-pub(crate) struct Bus {
-    connection: Connection,
-    /// Messages on a bus need an address; on the manager's own socket there is one listener.
-    destination: Option<&'static str>,
-}
+pub(crate) struct Bus(Connection);
 
 impl Bus {
-    /// Connects to the system's manager, or to that of the calling user.
+    /// Connects to the bus of the system's manager, or of that of the calling user.
     pub(crate) async fn connect(user: bool) -> Result<Self, Error> {
-        let socket = if user { user_socket() } else { Some(PathBuf::from(SYSTEM_SOCKET)) };
-        let may = user || rustix::process::geteuid().is_root();
-        if let Some(socket) = socket.filter(|socket| may && socket.exists()) {
-            let builder = Builder::address(format!("unix:path={}", escaped(&socket)).as_str()).p2p();
-            let connection = with_user(builder).build().await;
-            let connection = connection.map_err(|source| failed(socket.display(), source))?;
-            return Ok(Self { connection, destination: None });
-        }
         let (builder, name) =
             if user { (Builder::session(), "the user's bus") } else { (Builder::system(), "the system bus") };
-        let connection = with_user(builder).build().await.map_err(|source| failed(name, source))?;
-        Ok(Self { connection, destination: Some("org.freedesktop.systemd1") })
+        let connection = with_user(builder).build().await;
+        connection.map(Self).map_err(|source| Error::Connect { address: name.to_owned(), source })
     }
 
     pub(crate) fn connection(&self) -> &Connection {
-        &self.connection
-    }
-
-    /// Whether signals come only to those who asked for them.
-    pub(crate) fn is_shared(&self) -> bool {
-        self.destination.is_some()
+        &self.0
     }
 
     /// Calls a method of the manager.
@@ -54,7 +35,7 @@ impl Bus {
     where
         B: serde::Serialize + DynamicType,
     {
-        let answer = self.connection.call_method(self.destination, MANAGER_PATH, Some(MANAGER), method, body).await;
+        let answer = self.0.call_method(Some(DESTINATION), MANAGER_PATH, Some(MANAGER), method, body).await;
         answer.map_err(|error| Error::of_call(method, unit, error))
     }
 
@@ -72,8 +53,7 @@ impl Bus {
     }
 
     async fn property(&self, path: &str, interface: &str, name: &'static str, unit: &str) -> Result<String, Error> {
-        let answer =
-            self.connection.call_method(self.destination, path, Some(PROPERTIES), "Get", &(interface, name)).await;
+        let answer = self.0.call_method(Some(DESTINATION), path, Some(PROPERTIES), "Get", &(interface, name)).await;
         let value: OwnedVariant = body(&answer.map_err(|error| Error::of_call("Get", unit, error))?)?;
         String::try_from(value).map_err(Error::Answer)
     }
@@ -81,22 +61,13 @@ impl Bus {
     /// Ends the connection, and with it all that works for it in the background.
     pub(crate) async fn close(self) {
         // The answers are all there: what closing may say changes nothing.
-        let _ = self.connection.close().await;
+        let _ = self.0.close().await;
     }
 }
 
 /// Reads an answer.
 pub(crate) fn body<T: for<'a> DynamicDeserialize<'a>>(message: &Message) -> Result<T, Error> {
     message.body().deserialize().map_err(Error::Answer)
-}
-
-fn failed(address: impl ToString, source: zbus::Error) -> Error {
-    Error::Connect { address: address.to_string(), source }
-}
-
-/// A user's manager listens below the directory of that user's session.
-fn user_socket() -> Option<PathBuf> {
-    std::env::var_os("XDG_RUNTIME_DIR").map(|dir| PathBuf::from(dir).join("systemd/private"))
 }
 
 /// The other end knows us by the number that we have where it runs, which in a user namespace is another one than our own.
@@ -117,19 +88,6 @@ fn outside(map: &str, uid: u32) -> Option<u32> {
     })
 }
 
-/// Writes a path as an address has it: all but the plainest bytes as `%` and two digits (D-Bus specification, "Server
-/// addresses").
-fn escaped(path: &Path) -> String {
-    let bytes = path.as_os_str().as_encoded_bytes().iter();
-    bytes.fold(String::new(), |mut escaped, byte| {
-        match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'/' | b'.' => escaped.push(char::from(*byte)),
-            other => escaped.push_str(&format!("%{other:02x}")),
-        }
-        escaped
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -142,10 +100,5 @@ mod tests {
         assert_eq!(outside(rootless, 70_000), None);
         assert_eq!(outside("         0          0 4294967295\n", 1000), Some(1000));
         assert_eq!(outside("", 0), None);
-    }
-
-    #[test]
-    fn addresses_have_plain_bytes() {
-        assert_eq!(escaped(Path::new("/run/user/7/a b,c=d")), "/run/user/7/a%20b%2cc%3dd");
     }
 }

@@ -1,5 +1,7 @@
 //! Why a unit could not be made, changed or removed.
 
+use zbus::DBusError;
+
 /// A failed step, with the unit and the manager's answer.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -9,7 +11,7 @@ pub enum Error {
     /// The event loop could not be had.
     #[error("set up an event loop for D-Bus")]
     Runtime(#[source] std::io::Error),
-    /// Neither the manager's own socket nor a bus is there.
+    /// The bus is not there, or does not take us.
     #[error("connect to systemd at {address}")]
     Connect {
         /// Where it was tried last.
@@ -108,6 +110,11 @@ impl Error {
         match error {
             zbus::Error::MethodError(name, text, _) => {
                 Self::Refused(Refused { method, unit, name: name.to_string(), text: text.unwrap_or_default() })
+            }
+            // The errors of the bus's own names.
+            zbus::Error::FDO(error) => {
+                let (name, text) = (error.name().to_string(), error.description().unwrap_or_default().to_owned());
+                Self::Refused(Refused { method, unit, name, text })
             }
             source => Self::Call { method, unit, source },
         }

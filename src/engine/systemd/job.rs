@@ -13,9 +13,8 @@ pub(crate) struct Jobs(MessageStream);
 
 impl Jobs {
     pub(crate) async fn of(bus: &Bus) -> Result<Self, Error> {
-        if bus.is_shared() {
-            bus.call("Subscribe", "jobs", &()).await?;
-        }
+        // Or nobody would tell.
+        bus.call("Subscribe", "jobs", &()).await?;
         let rule = MatchRule::builder().msg_type(Type::Signal);
         let rule = rule.interface("org.freedesktop.systemd1.Manager").member("JobRemoved").build();
         let stream = match rule {

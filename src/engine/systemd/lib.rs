@@ -105,7 +105,7 @@ async fn start_on(bus: &Bus, unit: &SystemdUnit, pid: Option<u32>) -> Result<(),
     properties.extend(properties::known(bus, &unit.fixed).await?);
     properties.extend(properties::known(bus, &unit.limits).await?);
     let mut jobs = Jobs::of(bus).await?;
-    let auxiliary: [(&str, [(&str, zbus::Variant<'_>); 0]); 0] = [];
+    let auxiliary: Vec<(&str, Vec<(&str, zbus::Variant<'_>)>)> = Vec::new();
     let request = (&unit.name, "replace", properties, auxiliary);
     let answer = match bus.call("StartTransientUnit", &unit.name, &request).await {
         Err(Error::Refused(refused)) if refused.is("org.freedesktop.systemd1.UnitExists") => {
