@@ -7,7 +7,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use podwright_plan::wire::{BindMount, CgroupView, ContainerPlan, Mount, mount};
+use podwright_plan::wire::{BindMount, CgroupView, ContainerPlan, Mount, NamespaceKind, mount};
 use rustix::fs::CWD;
 use rustix::mount::{OpenTreeFlags, open_tree};
 
@@ -51,7 +51,7 @@ fn open(shared: Option<&SharedMounts>, plan: &ContainerPlan, mount: &Mount) -> R
             None => clone_tree(Path::new("/dev/shm"), "clone the host's shared memory", false).map(Source::Tree),
         },
         Some(mount::Kind::Cgroup(group)) => match &*group.views {
-            [] if plan.cgroup_namespace => Ok(Source::Made),
+            [] if has_cgroup_namespace(plan) => Ok(Source::Made),
             // From the host's cgroup namespace it would reset the host's own mount options (nsdelegate).
             [] => Err(Failure::plan("mount", &mount.target, "cgroup2 without a cgroup namespace")),
             [CgroupView { name, source }] if name.is_empty() => {
@@ -62,6 +62,11 @@ fn open(shared: Option<&SharedMounts>, plan: &ContainerPlan, mount: &Mount) -> R
         Some(mount::Kind::Fs(_) | mount::Kind::Overlay(_)) => Ok(Source::Made),
         None => Err(Failure::plan("mount", &mount.target, "a mount of no kind")),
     }
+}
+
+/// A pod's container has it by a flag, one without a pod by its list.
+fn has_cgroup_namespace(plan: &ContainerPlan) -> bool {
+    plan.cgroup_namespace || plan.namespaces.iter().any(|it| it.kind() == NamespaceKind::Cgroup)
 }
 
 fn clone_bind(bind: &BindMount) -> Result<OwnedFd, Failure> {
