@@ -2,6 +2,8 @@
 //! what it uses. Works on directories of both hierarchies.
 
 mod freezer;
+mod oom_watch;
+mod stats;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -11,6 +13,8 @@ use rustix::io::Errno;
 use rustix::process::{Pid, Signal};
 
 pub use freezer::{freeze, is_frozen, thaw};
+pub use oom_watch::OomWatch;
+pub use stats::{Amount, Cpu, Io, Memory, Pids, Usage};
 
 /// The file that lists a cgroup's processes, in both hierarchies.
 const PROCS: &str = "cgroup.procs";
