@@ -1,13 +1,19 @@
 //! The command line, which is runc's: global flags, a command, its flags before or after its arguments.
 
+mod commands;
+mod words;
+
 use std::ffi::OsString;
 use std::io::Write;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use lexopt::{Arg, Parser, ValueExt};
 
 use crate::error::Error;
 use crate::state;
+use commands::{create, delete, events, exec, kill, list, nothing, only_id, ps, run, spec, update};
+use words::{flag, log_format};
 
 /// Global flags.
 #[derive(Debug, Clone)]
@@ -15,6 +21,7 @@ pub(crate) struct Globals {
     pub(crate) root: PathBuf,
     pub(crate) log: Option<PathBuf>,
     pub(crate) log_format: Format,
+    pub(crate) systemd_cgroup: bool,
 }
 
 /// How log lines are written.
@@ -44,6 +51,10 @@ pub(crate) enum Command {
     Delete(Delete),
     Exec(Box<Exec>),
     Ps(Ps),
+    Pause(String),
+    Resume(String),
+    Update(Box<Update>),
+    Events(Events),
     Spec(Spec),
     Features,
     Help,
@@ -113,11 +124,30 @@ pub(crate) struct Exec {
     pub(crate) process_label: Option<String>,
     pub(crate) apparmor: Option<String>,
     pub(crate) no_new_privs: bool,
+    pub(crate) ignore_paused: bool,
     pub(crate) cgroup: Option<String>,
     pub(crate) detach: bool,
     pub(crate) console_socket: Option<PathBuf>,
     pub(crate) pid_file: Option<PathBuf>,
     pub(crate) preserve_fds: u32,
+}
+
+/// New limits: a file of `linux.resources`, or what single flags say.
+#[derive(Debug, Default)]
+pub(crate) struct Update {
+    pub(crate) id: String,
+    pub(crate) resources: Option<PathBuf>,
+    /// By the flag's name.
+    pub(crate) limits: Vec<(String, String)>,
+}
+
+/// What a container uses.
+#[derive(Debug)]
+pub(crate) struct Events {
+    pub(crate) id: String,
+    /// Once.
+    pub(crate) stats: bool,
+    pub(crate) interval: Duration,
 }
 
 #[derive(Debug, Default)]
@@ -148,6 +178,12 @@ Commands:
   delete [--force] ID
   exec [-p FILE] [-t] [-d] [--cwd DIR] [-e VAR=value]… [-u UID[:GID]] [-g GID]… [-c CAP]… [--cgroup PATH]
        [--process-label LABEL] [--apparmor PROFILE] [--no-new-privs] [flags of create] ID COMMAND…
+  pause ID
+  resume ID
+  update [-r FILE|-] [--memory BYTES] [--memory-swap BYTES] [--memory-reservation BYTES] [--cpu-period µs] [--cpu-quota µs]
+         [--cpu-burst µs] [--cpu-share N] [--cpu-idle 0|1] [--cpu-rt-period µs] [--cpu-rt-runtime µs] [--cpuset-cpus LIST]
+         [--cpuset-mems LIST] [--blkio-weight N] [--pids-limit N] ID
+  events [--stats] [--interval TIME] ID
   ps [--format table|json] ID [options of ps]
   list [--format table|json] [--quiet]
   spec [-b DIR] [--rootless]
@@ -172,7 +208,8 @@ pub(crate) fn print(text: &str) -> Result<(), Error> {
 /// Parses a command line; the first word is the program's name.
 pub(crate) fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Line, Error> {
     let mut parser = Parser::from_iter(words);
-    let mut globals = Globals { root: state::default_root(), log: None, log_format: Format::Text };
+    let mut globals =
+        Globals { root: state::default_root(), log: None, log_format: Format::Text, systemd_cgroup: false };
     loop {
         let command = match parser.next()? {
             Some(Arg::Long("root")) => {
@@ -194,7 +231,7 @@ pub(crate) fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Line, E
                 continue;
             }
             Some(Arg::Long("systemd-cgroup")) => {
-                flag(&mut parser)?;
+                globals.systemd_cgroup = flag(&mut parser)?;
                 continue;
             }
             Some(Arg::Long("rootless")) => {
@@ -222,269 +259,14 @@ fn command(name: &str, parser: &mut Parser) -> Result<Command, Error> {
         "delete" => delete(parser).map(Command::Delete),
         "exec" => exec(parser).map(|exec| Command::Exec(Box::new(exec))),
         "ps" => ps(parser).map(Command::Ps),
+        "pause" => only_id(parser).map(Command::Pause),
+        "resume" => only_id(parser).map(Command::Resume),
+        "update" => update(parser).map(|update| Command::Update(Box::new(update))),
+        "events" => events(parser).map(Command::Events),
         "spec" => spec(parser).map(Command::Spec),
         "features" => nothing(parser).map(|()| Command::Features),
         "help" => Ok(Command::Help),
         _ => Err(Error::argument("command", name, "is none: see --help")),
-    }
-}
-
-fn create(parser: &mut Parser) -> Result<Create, Error> {
-    let mut create = Create::default();
-    let mut words = Words::default();
-    while let Some(arg) = parser.next()? {
-        if let Some(other) = words.take(arg) {
-            let name = Flag::of(&other);
-            match name.take_for_create(parser, &mut create)? {
-                true => {}
-                false => return Err(other_flag(name)),
-            }
-        }
-    }
-    create.id = words.id()?;
-    Ok(create)
-}
-
-fn run(parser: &mut Parser) -> Result<Run, Error> {
-    let mut run = Run::default();
-    let mut words = Words::default();
-    while let Some(arg) = parser.next()? {
-        let Some(other) = words.take(arg) else { continue };
-        let name = Flag::of(&other);
-        match name.0.as_str() {
-            "d" | "detach" => run.detach = flag(parser)?,
-            "keep" => run.keep = flag(parser)?,
-            // The container's process is this one's child whether or not its orphans are.
-            "no-subreaper" => drop(flag(parser)?),
-            _ if name.take_for_create(parser, &mut run.create)? => {}
-            _ => return Err(other_flag(name)),
-        }
-    }
-    run.create.id = words.id()?;
-    Ok(run)
-}
-
-fn kill(parser: &mut Parser) -> Result<Kill, Error> {
-    let mut all = false;
-    let mut words = Words::default();
-    while let Some(arg) = parser.next()? {
-        let Some(other) = words.take(arg) else { continue };
-        let name = Flag::of(&other);
-        match name.0.as_str() {
-            "a" | "all" => all = flag(parser)?,
-            _ => return Err(other_flag(name)),
-        }
-    }
-    let signal = match words.0.len() {
-        2 => crate::kill::signal(&words.0.pop().unwrap_or_default())?,
-        _ => nix::sys::signal::Signal::SIGTERM as i32,
-    };
-    Ok(Kill { id: words.id()?, signal, all })
-}
-
-fn delete(parser: &mut Parser) -> Result<Delete, Error> {
-    let mut delete = Delete::default();
-    let mut words = Words::default();
-    while let Some(arg) = parser.next()? {
-        let Some(other) = words.take(arg) else { continue };
-        let name = Flag::of(&other);
-        match name.0.as_str() {
-            "f" | "force" => delete.force = flag(parser)?,
-            _ => return Err(other_flag(name)),
-        }
-    }
-    delete.id = words.id()?;
-    Ok(delete)
-}
-
-/// Flags end with the container's id: what follows is the command's.
-fn exec(parser: &mut Parser) -> Result<Exec, Error> {
-    let mut exec = Exec::default();
-    while let Some(arg) = parser.next()? {
-        if let Arg::Value(id) = arg {
-            exec.id = state::check_id(id.to_string_lossy().into_owned())?;
-            let words = parser.raw_args()?.map(|word| word.to_string_lossy().into_owned());
-            exec.command = words.collect();
-            if exec.command.first().is_some_and(|word| word == "--") {
-                exec.command.remove(0);
-            }
-            return Ok(exec);
-        }
-        let name = Flag::of(&arg);
-        exec_flag(&name, parser, &mut exec)?;
-    }
-    Err(Error::argument("arguments", "", "take a container id and a command"))
-}
-
-fn exec_flag(name: &Flag, parser: &mut Parser, exec: &mut Exec) -> Result<(), Error> {
-    match name.0.as_str() {
-        "p" | "process" => exec.process = Some(PathBuf::from(parser.value()?)),
-        "t" | "tty" => exec.terminal = flag(parser)?,
-        "cwd" => exec.cwd = Some(PathBuf::from(parser.value()?)),
-        "e" | "env" => exec.env.push(parser.value()?.string()?),
-        "u" | "user" => exec.user = Some(parser.value()?.string()?),
-        "g" | "additional-gids" => exec.additional_gids.push(number(parser.value()?, "--additional-gids")?),
-        "c" | "cap" => exec.capabilities.push(parser.value()?.string()?),
-        "process-label" => exec.process_label = Some(parser.value()?.string()?),
-        "apparmor" => exec.apparmor = Some(parser.value()?.string()?),
-        "no-new-privs" => exec.no_new_privs = flag(parser)?,
-        "cgroup" => exec.cgroup = Some(parser.value()?.string()?),
-        "d" | "detach" => exec.detach = flag(parser)?,
-        "console-socket" => exec.console_socket = Some(PathBuf::from(parser.value()?)),
-        "pid-file" => exec.pid_file = Some(PathBuf::from(parser.value()?)),
-        "preserve-fds" => exec.preserve_fds = number(parser.value()?, "--preserve-fds")?,
-        // The process joins a container that stands still, and stands still with it.
-        "ignore-paused" | "no-subreaper" => drop(flag(parser)?),
-        other => return Err(Error::argument("flag", other, "is not one of this command's")),
-    }
-    Ok(())
-}
-
-fn ps(parser: &mut Parser) -> Result<Ps, Error> {
-    let mut ps = Ps::default();
-    while let Some(arg) = parser.next()? {
-        if let Arg::Value(id) = arg {
-            ps.id = state::check_id(id.to_string_lossy().into_owned())?;
-            ps.options = parser.raw_args()?.map(|word| word.to_string_lossy().into_owned()).collect();
-            return Ok(ps);
-        }
-        let name = Flag::of(&arg);
-        match name.0.as_str() {
-            "f" | "format" => ps.json = format(parser.value()?, "--format")? == Format::Json,
-            _ => return Err(other_flag(name)),
-        }
-    }
-    Err(Error::argument("arguments", "", "take one container id"))
-}
-
-fn list(parser: &mut Parser) -> Result<List, Error> {
-    let mut list = List::default();
-    while let Some(arg) = parser.next()? {
-        let name = Flag::of(&arg);
-        match name.0.as_str() {
-            "f" | "format" => list.json = format(parser.value()?, "--format")? == Format::Json,
-            "q" | "quiet" => list.quiet = flag(parser)?,
-            _ => return Err(other_flag(name)),
-        }
-    }
-    Ok(list)
-}
-
-fn spec(parser: &mut Parser) -> Result<Spec, Error> {
-    let mut spec = Spec::default();
-    while let Some(arg) = parser.next()? {
-        let name = Flag::of(&arg);
-        match name.0.as_str() {
-            "b" | "bundle" => spec.bundle = Some(PathBuf::from(parser.value()?)),
-            "rootless" => spec.rootless = flag(parser)?,
-            _ => return Err(other_flag(name)),
-        }
-    }
-    Ok(spec)
-}
-
-fn only_id(parser: &mut Parser) -> Result<String, Error> {
-    let mut words = Words::default();
-    while let Some(arg) = parser.next()? {
-        if let Some(other) = words.take(arg) {
-            return Err(other_flag(Flag::of(&other)));
-        }
-    }
-    words.id()
-}
-
-fn nothing(parser: &mut Parser) -> Result<(), Error> {
-    match parser.next()? {
-        None => Ok(()),
-        Some(other) => Err(other.unexpected().into()),
-    }
-}
-
-/// A flag's name without its dashes; a word that is none has the empty name.
-struct Flag(String);
-
-impl Flag {
-    fn of(arg: &Arg<'_>) -> Self {
-        match arg {
-            Arg::Short(letter) => Self(letter.to_string()),
-            Arg::Long(name) => Self((*name).to_owned()),
-            Arg::Value(_) => Self(String::new()),
-        }
-    }
-
-    /// Takes a flag that `create` and `run` share; `false` for another one.
-    fn take_for_create(&self, parser: &mut Parser, create: &mut Create) -> Result<bool, Error> {
-        match self.0.as_str() {
-            "b" | "bundle" => create.bundle = Some(PathBuf::from(parser.value()?)),
-            "console-socket" => create.console_socket = Some(PathBuf::from(parser.value()?)),
-            "pid-file" => create.pid_file = Some(PathBuf::from(parser.value()?)),
-            "preserve-fds" => create.preserve_fds = number(parser.value()?, "--preserve-fds")?,
-            // Nothing is pivoted on a root that cannot be, and no keyring is made.
-            "no-pivot" | "no-new-keyring" => drop(flag(parser)?),
-            _ => return Ok(false),
-        }
-        Ok(true)
-    }
-}
-
-fn other_flag(name: Flag) -> Error {
-    Error::argument("flag", name.0, "is not one of this command's")
-}
-
-/// What is no flag.
-#[derive(Debug, Default)]
-struct Words(Vec<String>);
-
-impl Words {
-    /// Keeps a word; gives a flag back.
-    fn take<'a>(&mut self, arg: Arg<'a>) -> Option<Arg<'a>> {
-        match arg {
-            Arg::Value(word) => {
-                self.0.push(word.to_string_lossy().into_owned());
-                None
-            }
-            flag => Some(flag),
-        }
-    }
-
-    /// The container's id, which must be all there is.
-    fn id(self) -> Result<String, Error> {
-        match <[String; 1]>::try_from(self.0) {
-            Ok([id]) => state::check_id(id),
-            Err(words) => Err(Error::argument("arguments", words.join(" "), "take one container id")),
-        }
-    }
-}
-
-/// A flag that may have `=true` or `=false` behind it.
-fn flag(parser: &mut Parser) -> Result<bool, Error> {
-    match parser.optional_value() {
-        None => Ok(true),
-        Some(value) if value == "true" || value == "1" => Ok(true),
-        Some(value) if value == "false" || value == "0" => Ok(false),
-        Some(value) => Err(Error::argument("flag", value.to_string_lossy(), "is neither true nor false")),
-    }
-}
-
-fn number(value: OsString, name: &'static str) -> Result<u32, Error> {
-    let text = value.to_string_lossy();
-    text.parse().map_err(|_| Error::argument(name, &text, "is no number"))
-}
-
-fn log_format(value: OsString) -> Result<Format, Error> {
-    match &*value.to_string_lossy() {
-        "text" => Ok(Format::Text),
-        "json" => Ok(Format::Json),
-        other => Err(Error::argument("--log-format", other, "is neither text nor json")),
-    }
-}
-
-/// The format of a listing.
-fn format(value: OsString, name: &'static str) -> Result<Format, Error> {
-    match &*value.to_string_lossy() {
-        "table" => Ok(Format::Text),
-        "json" => Ok(Format::Json),
-        other => Err(Error::argument(name, other, "is neither table nor json")),
     }
 }
 
@@ -532,6 +314,19 @@ mod tests {
                 (exec.command.join(" "), exec.env, exec.user),
                 ("ls -l --cap".into(), vec!["A=b".into()], Some("1:2".into()))
             );
+        }
+    }
+
+    #[test]
+    fn times_have_units() {
+        for (text, milliseconds) in
+            [("events x", 5000), ("events --interval 200ms x", 200), ("events x --interval=1m30s", 90_000)]
+        {
+            let Command::Events(events) = line(text).unwrap().command else { panic!("{text}") };
+            assert_eq!(events.interval, Duration::from_millis(milliseconds), "{text}");
+        }
+        for bad in ["0s", "5", "s", "-1s", "1d", "", "99999999999999999999h"] {
+            assert!(line(&format!("events --interval={bad} x")).is_err(), "{bad}");
         }
     }
 

@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{LinuxResources, Spec};
-use podwright_compile::{CgroupDriver, Standalone as Given};
+use podwright_compile::Standalone as Given;
 use podwright_launch::{Creating, Door, Phase, Progress, Stage, Standalone, hooks};
 use podwright_plan::wire::ContainerPlan;
 use rustix::process::{Pid, Signal, WaitOptions};
@@ -14,7 +14,7 @@ use crate::args::{Create, Globals};
 use crate::console;
 use crate::error::Error;
 use crate::state::{Container, Home, Record, began};
-use crate::{net_devices, own_binary};
+use crate::{driver, net_devices, own_binary};
 
 /// What was made.
 #[derive(Debug)]
@@ -45,7 +45,7 @@ pub(crate) fn make(globals: &Globals, args: &Create, foreground: bool) -> Result
     // Before the working directory changes.
     let pid_file = absolute(args.pid_file.as_deref())?;
     let console_socket = absolute(args.console_socket.as_deref())?;
-    let bundle = read_bundle(args)?;
+    let bundle = read_bundle(args, globals.systemd_cgroup)?;
     check_terminal(&bundle.plan, console_socket.as_deref(), foreground)?;
     let home = Home::make(&globals.root, &args.id)?;
     let made = launch(bundle, home, console_socket.as_deref())?;
@@ -70,7 +70,7 @@ pub(crate) fn absolute(path: Option<&Path>) -> Result<Option<PathBuf>, Error> {
     path.map(|path| std::path::absolute(path).map_err(Error::file("resolve", path))).transpose()
 }
 
-fn read_bundle(args: &Create) -> Result<Bundle, Error> {
+fn read_bundle(args: &Create, systemd: bool) -> Result<Bundle, Error> {
     let given = args.bundle.as_deref().unwrap_or(Path::new("."));
     let bundle = fs::canonicalize(given).map_err(Error::file("find bundle", given))?;
     // Hooks run in it, and relative paths are meant from it.
@@ -80,11 +80,12 @@ fn read_bundle(args: &Create) -> Result<Bundle, Error> {
     let spec: Spec =
         serde_json::from_slice(&specification).map_err(|source| Error::Json { path: path.clone(), source })?;
     let facts = podwright_host::facts()?;
+    let manager = driver::manager(systemd)?;
     let given = Given {
         id: &args.id,
         bundle: &bundle,
         preserve_fds: args.preserve_fds,
-        cgroup_driver: CgroupDriver::Cgroupfs(None),
+        cgroup_driver: driver::driver(systemd, manager.as_ref()),
     };
     let mut plan = podwright_compile::standalone(&spec, &given, &facts)
         .map_err(|source| Error::Specification { path: path.clone(), source })?;
@@ -135,7 +136,7 @@ fn launch(bundle: Bundle, home: Home, console_socket: Option<&Path>) -> Result<C
         let console = match follow(&mut creating, &home, &mut record, &plan, console_socket) {
             Ok(console) => console,
             Err(error) => {
-                give_up(creating);
+                give_up(creating, &plan);
                 return Err(error);
             }
         };
@@ -159,6 +160,7 @@ fn follow(
     plan: &ContainerPlan,
     console_socket: Option<&Path>,
 ) -> Result<Option<OwnedFd>, Error> {
+    place(creating, plan)?;
     let progress = &mut creating.progress;
     let mut console = None;
     progress.go()?;
@@ -182,9 +184,20 @@ fn follow(
     }
 }
 
-fn give_up(creating: Creating) {
+/// Has systemd put the process, which waits for a word, into its unit.
+fn place(creating: &mut Creating, plan: &ContainerPlan) -> Result<(), Error> {
+    let Some(group) = &plan.cgroup else { return Ok(()) };
+    let Some(unit) = &group.systemd else { return Ok(()) };
+    podwright_systemd::start(unit, Some(creating.progress.pid()))?;
+    Ok(creating.make_cgroups(group)?)
+}
+
+fn give_up(creating: Creating, plan: &ContainerPlan) {
     // It has failed: the failure is the one to tell.
     kill(&creating.progress);
+    if let Some(unit) = plan.cgroup.as_ref().and_then(|group| group.systemd.as_ref()) {
+        let _ = podwright_systemd::stop(&unit.name, unit.user);
+    }
     creating.undo();
 }
 

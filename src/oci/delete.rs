@@ -52,6 +52,9 @@ pub(crate) fn remove(globals: &Globals, container: &Container) -> Result<(), Err
         note(wait::ended(pidfd, PATIENCE));
     }
     let plan = container.plan()?;
+    if let Some(unit) = plan.cgroup.as_ref().and_then(|group| group.systemd.as_ref()) {
+        note(podwright_systemd::stop(&unit.name, unit.user).map_err(Error::from));
+    }
     for dir in podwright_launch::Facts::of(&plan).cgroup_dirs() {
         note(wait::retry(PATIENCE, || cgroup::remove(dir)).map_err(Error::step("remove cgroup", dir.display())));
     }

@@ -119,6 +119,9 @@ pub(crate) enum Error {
     /// The container's network namespace.
     #[error("enter the container's network namespace")]
     Enter(#[source] EnterError),
+    /// systemd.
+    #[error(transparent)]
+    Systemd(#[from] podwright_systemd::Error),
     /// What could not be cleaned up.
     #[error("{}", .0.join("; "))]
     CleanUp(Vec<String>),

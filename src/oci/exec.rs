@@ -22,6 +22,9 @@ pub(crate) fn exec(globals: &Globals, args: &Exec) -> Result<u8, Error> {
     check_descriptors(args.preserve_fds)?;
     let container = Container::find(&globals.root, &args.id)?;
     let Some(pidfd) = container.pidfd()? else { return Err(container.refuse("exec in", Status::Stopped)) };
+    if !args.ignore_paused && container.status()? == Status::Paused {
+        return Err(container.refuse("exec in", Status::Paused));
+    }
     let process = compile(&container, args)?;
     check_terminal(args, process.terminal)?;
     let signals = if args.detach { None } else { Some(Signals::hold()?) };

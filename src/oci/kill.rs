@@ -22,9 +22,17 @@ pub(crate) fn kill(globals: &Globals, args: &Kill) -> Result<(), Error> {
     }
     let Some(pidfd) = container.pidfd()? else { return Err(container.refuse("kill", Status::Stopped)) };
     match podwright_sys::signalling::send(std::os::fd::AsFd::as_fd(&pidfd), args.signal) {
-        Err(Errno::SRCH) => Err(container.refuse("kill", Status::Stopped)),
-        sent => sent.map_err(Error::step("send a signal to process", container.record.pid)),
+        Err(Errno::SRCH) => return Err(container.refuse("kill", Status::Stopped)),
+        sent => sent.map_err(Error::step("send a signal to process", container.record.pid))?,
     }
+    // What stands still on v1 does not even die.
+    if args.signal == Signal::SIGKILL as i32 { thaw(&container) } else { Ok(()) }
+}
+
+fn thaw(container: &Container) -> Result<(), Error> {
+    let facts = container.facts()?;
+    let Some(dir) = facts.kill_dir() else { return Ok(()) };
+    podwright_launch::cgroup::thaw(dir).map_err(Error::step("thaw cgroup", dir.display()))
 }
 
 /// Kills every process in the container's cgroup.

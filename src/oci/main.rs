@@ -8,11 +8,15 @@ mod args;
 mod console;
 mod create;
 mod delete;
+mod driver;
 mod error;
+mod events;
 mod exec;
 mod features;
 mod foreground;
+mod freezer;
 mod kill;
+mod limits;
 mod list;
 mod log;
 mod net_devices;
@@ -22,6 +26,7 @@ mod run;
 mod spec;
 mod start;
 mod state;
+mod update;
 mod wait;
 
 use std::process::ExitCode;
@@ -60,6 +65,10 @@ fn dispatch(line: Line) -> Result<u8, Error> {
         Command::List(args) => list::list(globals, &args).map(|()| 0),
         Command::Kill(args) => kill::kill(globals, &args).map(|()| 0),
         Command::Exec(args) => exec::exec(globals, &args),
+        Command::Pause(id) => freezer::pause(globals, &id).map(|()| 0),
+        Command::Resume(id) => freezer::resume(globals, &id).map(|()| 0),
+        Command::Update(args) => update::update(globals, &args).map(|()| 0),
+        Command::Events(args) => events::events(globals, &args).map(|()| 0),
         Command::Ps(args) => ps::ps(globals, &args).map(|()| 0),
         Command::Delete(args) => delete::delete(globals, &args).map(|()| 0),
         Command::Spec(args) => spec::spec(&args).map(|()| 0),

@@ -1,5 +1,5 @@
 //! What is kept of a container between commands: a directory below the root with its record, its specification as it was
-//! at `create`, the plan, and the socket that its process waits at.
+//! at `create` but for limits that were changed, the plan, and the socket that its process waits at.
 //!
 //! A container's status is not written down but seen: its process is alive or not (told apart from another one of the same
 //! number by its start time), and waits at its socket or not.
@@ -12,13 +12,17 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{Flock, FlockArg};
-use podwright_launch::{Facts, Phase, is_waiting, open_directory};
+use oci_spec::runtime::Spec;
+use podwright_compile::CgroupPlace;
+use podwright_launch::{Facts, Phase, cgroup, is_waiting, open_directory};
 use podwright_plan::wire::ContainerPlan;
 use prost::Message;
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::driver;
 use crate::error::Error;
 
 /// The newest version of the runtime specification that is understood.
@@ -47,6 +51,9 @@ pub(crate) struct Record {
     pub(crate) created: String,
     pub(crate) owner: String,
     pub(crate) annotations: BTreeMap<String, String>,
+    /// Whether systemd has its cgroup.
+    #[serde(default)]
+    pub(crate) systemd: bool,
 }
 
 /// How a container is.
@@ -54,6 +61,7 @@ pub(crate) struct Record {
 pub(crate) enum Status {
     Created,
     Running,
+    Paused,
     Stopped,
 }
 
@@ -62,6 +70,7 @@ impl Status {
         match self {
             Self::Created => "created",
             Self::Running => "running",
+            Self::Paused => "paused",
             Self::Stopped => "stopped",
         }
     }
@@ -85,7 +94,7 @@ pub(crate) struct Shown<'a> {
 
 impl Record {
     /// A record of a container whose process is not there yet.
-    pub(crate) fn new(id: &str, bundle: &Path, plan: &ContainerPlan, spec: &oci_spec::runtime::Spec) -> Self {
+    pub(crate) fn new(id: &str, bundle: &Path, plan: &ContainerPlan, spec: &Spec) -> Self {
         Self {
             format: FORMAT,
             oci_version: spec.version().clone(),
@@ -97,6 +106,7 @@ impl Record {
             created: podwright_sys::stamp::Stamp::now().as_str().to_owned(),
             owner: user_name(rustix::process::geteuid().as_raw()),
             annotations: spec.annotations().iter().flatten().map(|(key, value)| (key.clone(), value.clone())).collect(),
+            systemd: plan.cgroup.as_ref().is_some_and(|group| group.systemd.is_some()),
         }
     }
 
@@ -176,6 +186,12 @@ impl Home {
         self.write(PLAN, &plan.encode_to_vec())
     }
 
+    /// Keeps a specification that has changed.
+    pub(crate) fn keep_specification(&self, specification: &serde_json::Value) -> Result<(), Error> {
+        let path = self.path.join(CONFIG);
+        podwright_base::replace(&path, specification.to_string().as_bytes()).map_err(Error::file("write", path))
+    }
+
     /// Keeps the record.
     pub(crate) fn record(&self, record: &Record) -> Result<(), Error> {
         let path = self.path.join(RECORD);
@@ -248,6 +264,11 @@ impl Container {
         if !self.is_alive() {
             return Ok(Status::Stopped);
         }
+        if let Some(dir) = self.facts()?.kill_dir()
+            && cgroup::is_frozen(dir).map_err(Error::step("look at cgroup", dir.display()))?
+        {
+            return Ok(Status::Paused);
+        }
         let waiting = is_waiting(self.home.directory()).map_err(Error::step("look at", self.home.path.display()))?;
         Ok(if waiting { Status::Created } else { Status::Running })
     }
@@ -274,12 +295,29 @@ impl Container {
         ContainerPlan::decode(&*bytes).map_err(|source| Error::Plan { path, source })
     }
 
-    /// Reads its specification as it was when it was created, and says where it is.
-    pub(crate) fn specification(&self) -> Result<(PathBuf, oci_spec::runtime::Spec), Error> {
+    /// Reads its specification, and says where it is: as it was when it was created, with the limits of now.
+    pub(crate) fn specification(&self) -> Result<(PathBuf, Spec), Error> {
+        self.json()
+    }
+
+    /// Reads its specification with all that is in it.
+    pub(crate) fn raw_specification(&self) -> Result<(PathBuf, serde_json::Value), Error> {
+        self.json()
+    }
+
+    fn json<T: DeserializeOwned>(&self) -> Result<(PathBuf, T), Error> {
         let path = self.home.path.join(CONFIG);
         let bytes = fs::read(&path).map_err(Error::file("read", &path))?;
-        let spec = serde_json::from_slice(&bytes).map_err(|source| Error::Json { path: path.clone(), source })?;
-        Ok((path, spec))
+        let json = serde_json::from_slice(&bytes).map_err(|source| Error::Json { path: path.clone(), source })?;
+        Ok((path, json))
+    }
+
+    /// Finds its cgroup.
+    pub(crate) fn place(&self) -> Result<CgroupPlace, Error> {
+        let (path, spec) = self.specification()?;
+        let manager = driver::manager(self.record.systemd)?;
+        let driver = driver::driver(self.record.systemd, manager.as_ref());
+        CgroupPlace::of(&spec, &self.record.id, driver).map_err(|source| Error::Specification { path, source })
     }
 
     /// Reads what is needed of the plan to kill it and to clean up after it.

@@ -145,6 +145,12 @@ pub(crate) fn join(dir: &Path, cause: Cause) -> Result<(), Failure> {
     write_file(&file, b"0").map_err(|errno| Failure::new(cause, "join cgroup", file.display(), errno))
 }
 
+/// Puts another process into one cgroup.
+pub(crate) fn place(dir: &Path, pid: u32) -> Result<(), Failure> {
+    let file = dir.join(PROCS);
+    write_file(&file, pid.to_string().as_bytes()).in_shim("place process in cgroup", file.display())
+}
+
 /// Finds the cgroup, in a directory or below it, that a process is in.
 pub(crate) fn find(dir: &Path, pid: u32) -> Option<PathBuf> {
     let procs = read_file(&dir.join(PROCS)).ok()?;

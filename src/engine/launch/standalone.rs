@@ -15,8 +15,9 @@
 //! ```
 
 use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
 
-use podwright_plan::wire::{ContainerPlan, SeccompListener};
+use podwright_plan::wire::{CgroupPlan, ContainerPlan, SeccompListener};
 use podwright_sys::clone::Fork;
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 
@@ -63,14 +64,30 @@ pub struct Creating {
 }
 
 impl Creating {
+    /// Makes the cgroups of a plan that a unit of systemd is the first of, before the process's first word to go on.
+    /// systemd has put the process into the unit, unless that is a slice, which takes none: then it is put there here.
+    ///
+    /// # Errors
+    /// When a cgroup cannot be made or limited; what was made is removed again then.
+    pub fn make_cgroups(&mut self, group: &CgroupPlan) -> Result<(), Failure> {
+        self.made = cgroup::make(group)?;
+        match &group.systemd {
+            Some(unit) if unit.name.ends_with(".slice") && !group.unified.is_empty() => {
+                cgroup::place(Path::new(&group.unified), self.progress.pid())
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Removes the cgroups that were made for the container, after it has failed and was reaped.
     pub fn undo(self) {
         self.made.undo();
     }
 }
 
-/// Makes the container's cgroups and forks its init into them. The calling process has one thread and is non-dumpable from
-/// here on; the container's process inherits its standard streams, or gets a terminal of the container's.
+/// Makes the container's cgroups and forks its init into them; where a unit of systemd is to be made for it, the fork stays
+/// where the caller is, and [`Creating::make_cgroups`] is the caller's to call. The calling process has one thread and is
+/// non-dumpable from here on; the container's process inherits its standard streams, or gets a terminal of the container's.
 ///
 /// # Errors
 /// When the plan cannot be followed, a cgroup cannot be made, a namespace cannot be opened, or the kernel refuses the
@@ -92,7 +109,11 @@ pub fn create(plan: &ContainerPlan, standalone: Standalone<'_>) -> Result<Creati
     };
     let (status, reporter) = status::pair().in_shim("make status socket", "")?;
     let group = plan.cgroup.clone().unwrap_or_default();
-    let made = cgroup::make(&group)?;
+    // systemd puts a process into a unit that is there.
+    let (made, unified) = match group.systemd {
+        Some(_) => (Made::default(), String::new()),
+        None => (cgroup::make(&group)?, group.unified),
+    };
     let init = Init {
         shared: None,
         namespaces,
@@ -104,7 +125,7 @@ pub fn create(plan: &ContainerPlan, standalone: Standalone<'_>) -> Result<Creati
         reporter,
         standalone: Some(standalone),
     };
-    let forked = open_unified(&group.unified).and_then(|cgroup| {
+    let forked = open_unified(&unified).and_then(|cgroup| {
         let keep: Vec<_> = init.descriptors().collect();
         let fork = Fork {
             cgroup: cgroup.as_ref().map(AsFd::as_fd),
@@ -112,7 +133,7 @@ pub fn create(plan: &ContainerPlan, standalone: Standalone<'_>) -> Result<Creati
             keep_first: process.preserve_fds,
             ..Fork::default()
         };
-        pid_namespace::fork(init.first_pid(), &fork, &group.unified, || init.run())
+        pid_namespace::fork(init.first_pid(), &fork, &unified, || init.run())
     });
     match forked {
         Ok(child) => Ok(Creating { progress: Progress::of_child(child, status), made }),

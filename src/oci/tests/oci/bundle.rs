@@ -20,6 +20,8 @@ pub struct Bundle {
     pub dir: tempfile::TempDir,
     pub id: String,
     pub config: Value,
+    /// Global flags of every command.
+    pub flags: Vec<&'static str>,
 }
 
 impl Bundle {
@@ -40,7 +42,7 @@ impl Bundle {
         config["process"]["terminal"] = false.into();
         config["process"]["args"] = json!(["sh", "-c", script]);
         config["root"]["readonly"] = false.into();
-        Self { dir, id, config }
+        Self { dir, id, config, flags: Vec::new() }
     }
 
     /// Adds a namespace.
@@ -75,7 +77,7 @@ impl Bundle {
     /// A command on the containers of this bundle.
     pub fn command(&self, words: &[&str]) -> Command {
         let mut command = Command::new(program());
-        command.arg("--root").arg(self.path("state")).args(words).stdin(Stdio::null());
+        command.arg("--root").arg(self.path("state")).args(&self.flags).args(words).stdin(Stdio::null());
         command
     }
 

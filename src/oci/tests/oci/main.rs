@@ -8,5 +8,7 @@ mod confinement;
 mod execs;
 mod hooks;
 mod lifecycle;
+mod limits;
 mod namespaces;
 mod net_devices;
+mod units;
