@@ -117,6 +117,24 @@ pub enum Error {
         /// What was asked for.
         feature: String,
     },
+    /// Something of the node's is in the way of a step, until somebody removes it.
+    #[error("{step}")]
+    Blocked {
+        /// Which step, or the field that asks for it.
+        step: String,
+        /// What is in the way.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A step needs what is used up, until somebody gives some of it back.
+    #[error("{step}")]
+    UsedUp {
+        /// Which step.
+        step: String,
+        /// What there is no more of.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// A step of the operation failed.
     #[error("{step}")]
     Step {
@@ -146,13 +164,13 @@ pub enum Class {
     NotFound,
     /// The request can never succeed as it is.
     InvalidArgument,
-    /// The object's state forbids it.
+    /// The object's or the node's state forbids it.
     FailedPrecondition,
     /// The name is taken.
     AlreadyExists,
     /// A bound was reached.
     DeadlineExceeded,
-    /// Disk, memory or a limit is exhausted.
+    /// Disk, memory, addresses or a limit are exhausted.
     ResourceExhausted,
     /// The daemon cannot serve now.
     Unavailable,
@@ -181,11 +199,12 @@ impl Error {
             | Self::ImageNotFound { .. }
             | Self::VolumeImageNotFound { .. } => Class::NotFound,
             Self::AmbiguousId { .. } | Self::Invalid { .. } | Self::ImageVolume { .. } => Class::InvalidArgument,
-            Self::PodNotReady { .. } | Self::WrongState { .. } => Class::FailedPrecondition,
+            Self::PodNotReady { .. } | Self::WrongState { .. } | Self::Blocked { .. } => Class::FailedPrecondition,
             Self::NameInUse { .. } => Class::AlreadyExists,
             Self::ExecTimeout { .. } | Self::Stalled { .. } => Class::DeadlineExceeded,
             Self::ShuttingDown => Class::Unavailable,
             Self::Unsupported { .. } => Class::Unimplemented,
+            Self::UsedUp { .. } => Class::ResourceExhausted,
             Self::Step { source, .. } if is_out_of_space(source.as_ref()) => Class::ResourceExhausted,
             Self::Step { .. } | Self::CleanUp { .. } => Class::Internal,
             Self::Joined(error) => error.class(),

@@ -24,8 +24,9 @@ use podwright_base::PodId;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::claims::{ClaimError, Claims};
 use crate::ipam::{Addresses, Pool};
-use crate::port::{Claim, HostPort};
+use crate::port::HostPort;
 use crate::subnet::Subnets;
 
 const NETWORK_FILE: &str = "network.json";
@@ -76,19 +77,17 @@ pub enum LeaseError {
         source: io::Error,
     },
     /// No address is left.
-    #[error("all addresses of {subnet} are used: configure a larger network.ipv4, or network.ipv6 if that is smaller")]
+    #[error(
+        "all addresses of {subnet} are used by pods: remove some, or configure a larger network.ipv4 (network.ipv6 if that \
+         is smaller)"
+    )]
     Exhausted {
         /// The subnet.
         subnet: Ipv4Net,
     },
-    /// Another pod, or another container port of this one, has the host port.
-    #[error("host port {port} is used by pod {pod}")]
-    PortTaken {
-        /// The port.
-        port: HostPort,
-        /// Who has it.
-        pod: PodId,
-    },
+    /// A host port cannot be had.
+    #[error(transparent)]
+    Port(ClaimError),
     /// The pod has addresses of a CNI network.
     #[error("pod {pod} has addresses of a CNI network: it must be detached first")]
     OfCni {
@@ -148,7 +147,7 @@ pub(crate) struct Leases {
 #[derive(Debug, Default)]
 struct Book {
     leases: HashMap<PodId, Lease>,
-    claims: HashMap<Claim, PodId>,
+    claims: Claims,
     pool: Option<Pool>,
     ranges: Vec<IpNet>,
 }
@@ -164,7 +163,7 @@ impl Leases {
             if let Some(pod) = pod_of(&name.to_string_lossy())
                 && let Some(lease) = read::<Lease>(&dir.join(&name))?
             {
-                book.claims.extend(claims(&lease.ports).map(|claim| (claim, pod.clone())));
+                book.claims.add(&pod, &lease.ports);
                 book.leases.insert(pod, lease);
             }
         }
@@ -216,7 +215,7 @@ impl Leases {
     /// Takes addresses and host ports for a pod. One that has a lease keeps its addresses.
     pub(crate) fn take(&self, pod: &PodId, ports: &[HostPort], shaped: bool) -> Result<Lease, LeaseError> {
         let mut book = self.book();
-        book.check_claims(pod, ports)?;
+        book.claims.check(pod, ports).map_err(LeaseError::Port)?;
         let kept = book.leases.get(pod).cloned();
         if let Some(lease) = kept.as_ref().filter(|lease| lease.ports == ports && lease.shaped == shaped) {
             return Ok(lease.clone());
@@ -240,7 +239,7 @@ impl Leases {
     /// Keeps what a pod of a CNI network has; it may have a lease of a CNI network already.
     pub(crate) fn admit(&self, pod: &PodId, lease: &Lease) -> Result<(), LeaseError> {
         let mut book = self.book();
-        book.check_claims(pod, &lease.ports)?;
+        book.claims.check(pod, &lease.ports).map_err(LeaseError::Port)?;
         self.write(&self.path(pod), lease)?;
         book.enter(pod, lease.clone());
         Ok(())
@@ -268,9 +267,7 @@ impl Leases {
         // The file goes first: should that fail, the addresses stay taken, as they would after a restart.
         remove(&self.path(pod))?;
         if let Some(lease) = book.leases.remove(pod) {
-            for claim in claims(&lease.ports) {
-                book.claims.remove(&claim);
-            }
+            book.claims.remove(pod, &lease.ports);
             if let (Some(pool), Some(addresses)) = (&mut book.pool, lease.addresses()) {
                 pool.give_back(addresses);
             }
@@ -325,8 +322,10 @@ impl Book {
     }
 
     fn enter(&mut self, pod: &PodId, lease: Lease) {
-        self.claims.retain(|_, owner| owner != pod);
-        self.claims.extend(claims(&lease.ports).map(|claim| (claim, pod.clone())));
+        if let Some(last) = self.leases.get(pod) {
+            self.claims.remove(pod, &last.ports);
+        }
+        self.claims.add(pod, &lease.ports);
         self.leases.insert(pod.clone(), lease);
     }
 
@@ -334,25 +333,6 @@ impl Book {
         let pool = self.pool.as_mut().ok_or(LeaseError::NoSubnet)?;
         pool.take().ok_or(LeaseError::Exhausted { subnet: pool.subnets().ipv4 })
     }
-
-    /// Refuses host ports that another pod has, or that are asked for twice with different ends.
-    fn check_claims(&self, pod: &PodId, ports: &[HostPort]) -> Result<(), LeaseError> {
-        let mut own: HashMap<Claim, u16> = HashMap::new();
-        for port in ports {
-            for claim in port.claims() {
-                let other = self.claims.get(&claim).filter(|owner| *owner != pod);
-                let twice = own.insert(claim, port.container_port).is_some_and(|end| end != port.container_port);
-                if let Some(pod) = other.or(twice.then_some(pod)) {
-                    return Err(LeaseError::PortTaken { port: *port, pod: pod.clone() });
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
-fn claims(ports: &[HostPort]) -> impl Iterator<Item = Claim> {
-    ports.iter().flat_map(HostPort::claims)
 }
 
 /// The pod whose lease a file is.
@@ -430,11 +410,9 @@ mod tests {
         leases.choose(subnets("10.88.0.0/30")).unwrap();
         leases.take(&a, &[tcp(80, 8080)], false).unwrap();
         let taken = leases.take(&b, &[tcp(80, 1)], false).unwrap_err();
-        assert_eq!(taken.to_string(), format!("host port 80/tcp is used by pod {a}"));
+        assert!(taken.to_string().starts_with(&format!("host port 80/tcp is used by pod {a}")), "{taken}");
         let exhausted = leases.take(&b, &[], false).unwrap_err();
         assert!(exhausted.to_string().starts_with("all addresses of 10.88.0.0/30 are used"), "{exhausted}");
-        let twice = leases.take(&a, &[tcp(81, 1), tcp(81, 2)], false).unwrap_err();
-        assert!(matches!(twice, LeaseError::PortTaken { pod, .. } if pod == a));
         leases.give_back(&a).unwrap();
         leases.take(&b, &[tcp(80, 1)], false).unwrap();
     }
@@ -475,7 +453,8 @@ mod tests {
         let leases = open(dir.path());
         leases.choose(subnets("10.88.0.0/24")).unwrap();
         assert!(!leases.in_use(&"10.88.0.0/24".parse().unwrap()));
-        assert!(matches!(leases.take(&b, &[tcp(80, 1)], false), Err(LeaseError::PortTaken { pod, .. }) if pod == a));
+        let taken = leases.take(&b, &[tcp(80, 1)], false);
+        assert!(matches!(taken, Err(LeaseError::Port(ClaimError::Taken { pod, .. })) if pod == a));
         assert_eq!(leases.take(&b, &[], false).unwrap().ipv4, of_a.ipv4, "other networks' addresses are not its own");
         leases.give_back(&a).unwrap();
         assert_eq!((leases.ranges(), leases.get(&a)), (ranges, None));

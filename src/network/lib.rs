@@ -7,10 +7,12 @@
 //! configured by then; host ports that no plugin opens are the built-in table's.
 //!
 //! Layers, each using those below: `attach`, `guest`, `sweep` (the steps) · `readiness`, `bridge`, `ruleset`, `leases`
-//! (what they work on) · `shape` · `link`, `qdisc`, `nft`, `conntrack` (messages) · `netlink` (exchanges). `subnet` and `ipam` are pure.
+//! (what they work on) · `shape` · `link`, `qdisc`, `nft`, `conntrack` (messages) · `netlink` (exchanges).
+//! `subnet`, `ipam` and `claims` are pure.
 
 mod attach;
 mod bridge;
+mod claims;
 mod conntrack;
 mod guest;
 mod ipam;
@@ -45,6 +47,7 @@ use tokio::time::timeout;
 
 pub use crate::attach::{AttachError, DetachError, UndoError};
 pub use crate::bridge::BridgeError;
+pub use crate::claims::ClaimError;
 pub use crate::leases::LeaseError;
 pub use crate::port::{HostPort, Protocol};
 pub use crate::progress::Unfinished;

@@ -8,7 +8,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
 use podwright_compile::{CgroupPath, PodRequest};
-use podwright_network::{AttachError, Attachment, HostPort, LeaseError, resolver};
+use podwright_network::{AttachError, Attachment, BridgeError, ClaimError, HostPort, LeaseError, resolver};
 use podwright_plan::wire;
 use podwright_spec::PodConfig;
 use podwright_spec::pod::{NamespaceMode, PortMapping, Protocol};
@@ -142,14 +142,22 @@ fn network_request<'a>(config: &'a PodConfig, ports: &'a [HostPort]) -> podwrigh
     }
 }
 
-/// A host port that cannot be had, or an annotation that makes no sense, is the request's matter.
+/// What makes no sense is the request's matter; what somebody else has may be free at the next attempt.
 fn unattached(error: AttachError) -> Error {
+    let (ports, step) = ("config.port_mappings", "attach the pod to the network".to_owned());
     match error {
         AttachError::Annotation(_) => Error::invalid("config.annotations", chain(&error)),
-        AttachError::HostIpFamily { .. } | AttachError::Lease(LeaseError::PortTaken { .. }) => {
-            Error::invalid("config.port_mappings", chain(&error))
+        AttachError::HostIpFamily { .. } | AttachError::Lease(LeaseError::Port(ClaimError::Twice { .. })) => {
+            Error::invalid(ports, chain(&error))
         }
-        other => Error::step("attach the pod to the network", other),
+        AttachError::Lease(LeaseError::Port(ClaimError::Taken { .. })) => {
+            Error::Blocked { step: ports.to_owned(), source: error.into() }
+        }
+        AttachError::Lease(LeaseError::Exhausted { .. }) => Error::UsedUp { step, source: error.into() },
+        AttachError::Bridge(
+            BridgeError::NotABridge { .. } | BridgeError::Overlap { .. } | BridgeError::NoFreeSubnet,
+        ) => Error::Blocked { step, source: error.into() },
+        other => Error::step(step, other),
     }
 }
 

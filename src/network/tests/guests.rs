@@ -13,7 +13,7 @@ use std::os::unix::fs::PermissionsExt;
 use lab::{HOST, Lab, Pod, attach, pins, port, remove, request};
 use podwright_base::config;
 use podwright_network::Protocol::{Tcp, Udp};
-use podwright_network::{AttachError, LeaseError, Network};
+use podwright_network::{AttachError, ClaimError, LeaseError, Network};
 use serde_json::{Value, json};
 
 const BRIDGE: &str = "cni-guests";
@@ -159,7 +159,7 @@ fn host_ports_are_the_plugins_when_one_opens_them() {
         assert!(!lab.host.nft("list tables").contains(&lab.table()), "the built-in table is not needed");
         let taken = attach(&network, &other, &[port(Tcp, None, 8080, 80)]).await.unwrap_err();
         assert!(
-            matches!(taken, AttachError::Lease(LeaseError::PortTaken { ref pod, .. }) if *pod == web.id),
+            matches!(taken, AttachError::Lease(LeaseError::Port(ClaimError::Taken { ref pod, .. })) if *pod == web.id),
             "{taken}"
         );
         remove(&network, &web).await;

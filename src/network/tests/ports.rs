@@ -9,7 +9,7 @@ use std::path::Path;
 
 use lab::{HOST, HOST6, Lab, Pod, attach, port, remove, talk_udp};
 use podwright_network::Protocol::{Sctp, Tcp, Udp};
-use podwright_network::{AttachError, LeaseError};
+use podwright_network::{AttachError, ClaimError, LeaseError};
 
 fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
@@ -136,7 +136,7 @@ fn a_taken_port_is_named_and_stays_with_its_pod() {
         let (one, two) = (Pod::fresh(), Pod::fresh());
         attach(&network, &one, &[port(Tcp, None, 8080, 80)]).await.unwrap();
         let error = attach(&network, &two, &[port(Tcp, None, 8080, 81)]).await.unwrap_err();
-        let AttachError::Lease(LeaseError::PortTaken { pod, .. }) = error else { panic!("{error:?}") };
+        let AttachError::Lease(LeaseError::Port(ClaimError::Taken { pod, .. })) = error else { panic!("{error:?}") };
         assert_eq!(pod, one.id);
         let in_one = one.netns.listen("0.0.0.0:80");
         lab.world.talk(&format!("{HOST}:8080"), &in_one);
