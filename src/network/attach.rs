@@ -73,6 +73,9 @@ pub enum AttachError {
     /// There is no bridge.
     #[error("set up the pod network")]
     Bridge(#[source] BridgeError),
+    /// The rules cannot be made.
+    #[error("make the nf_tables rules of the pod network")]
+    Rules(#[source] NetlinkError),
     /// There are no addresses or host ports for the pod.
     #[error("take addresses and host ports for the pod")]
     Lease(#[source] LeaseError),
@@ -157,6 +160,9 @@ pub enum UndoError {
     /// The lease is still there.
     #[error("give the pod's addresses back")]
     Lease(#[source] LeaseError),
+    /// The rules are still there although no pod needs them.
+    #[error("delete the nf_tables rules after the last pod")]
+    Rules(#[source] NetlinkError),
     /// It is not known what is still there.
     #[error("undo the pod's network")]
     Unfinished(#[source] Unfinished),
@@ -223,12 +229,9 @@ impl Attach<'_> {
         let netns =
             netns::open(self.netns).map_err(|source| AttachError::Netns { path: self.netns.to_owned(), source })?;
         let mut host = Netlink::route().map_err(AttachError::Host)?;
-        let ready = inner
-            .bridge
-            .ensure(&mut host, &inner.leases, &inner.ruleset, &inner.pins, self.progress)
-            .map_err(AttachError::Bridge)?;
+        let ready =
+            inner.bridge.ensure(&mut host, &inner.leases, &inner.pins, self.progress).map_err(AttachError::Bridge)?;
 
-        self.progress.enter("take addresses");
         let lease = self.take_lease(&mut host)?;
         let Some(ipv4) = lease.ipv4 else { return Err(AttachError::NoInterface) };
         let (mut inside, pod_has_ipv6) = self.enter(&netns)?;
@@ -254,12 +257,16 @@ impl Attach<'_> {
     /// Takes addresses and ports, after undoing what an earlier attempt has beside them that is not asked for any more.
     fn take_lease(&self, host: &mut Netlink) -> Result<Lease, AttachError> {
         let inner = self.inner;
-        // Rules that are made anew meanwhile must not have the ports that go.
-        let _rules = inner.ruleset.hold();
-        let shaped = !self.bandwidth.is_unlimited();
+        self.progress.enter("make the nf_tables rules");
+        let mut netfilter = Netlink::netfilter().map_err(AttachError::Rules)?;
+        // Rules that are made anew meanwhile must not have the ports that go; and nobody may delete those of this pod
+        // before its lease says that they are needed.
+        let mut rules = inner.ruleset.hold();
+        rules.ensure(&mut netfilter, &inner.leases).map_err(AttachError::Rules)?;
         let earlier = inner.leases.get(self.pod);
+        self.progress.enter("take addresses");
+        let shaped = !self.bandwidth.is_unlimited();
         if let Some(lease) = earlier.as_ref().filter(|lease| lease.ports != self.ports) {
-            let mut netfilter = Netlink::netfilter().map_err(AttachError::HostPorts)?;
             inner.ruleset.remove(&mut netfilter, lease, false).map_err(AttachError::HostPorts)?;
         }
         if earlier.is_some_and(|lease| lease.shaped && !shaped) {
@@ -380,12 +387,12 @@ pub(crate) fn detach(inner: &Inner, pod: &PodId, progress: &Progress) -> Vec<Und
     failures.extend(delete(&name).map_err(|source| UndoError::Veth { name, source }).err());
     progress.enter("close the host ports");
     // Rules that are made anew meanwhile must not have the ports of a lease that is on its way out.
-    let _rules = inner.ruleset.hold();
+    let mut rules = inner.ruleset.hold();
     let lease = inner.leases.get(pod);
     if let Some(lease) = lease.as_ref().filter(|lease| !lease.ports.is_empty() || lease.guest.is_some()) {
         failures.extend(close_ports(inner, pod, lease).err());
     }
-    if lease.is_some_and(|lease| lease.shaped) {
+    if lease.as_ref().is_some_and(|lease| lease.shaped) {
         progress.enter("delete the device of the pod's bandwidth");
         let name = ifb_name(pod);
         failures.extend(delete(&name).map_err(|source| UndoError::Bandwidth { name, source }).err());
@@ -394,6 +401,11 @@ pub(crate) fn detach(inner: &Inner, pod: &PodId, progress: &Progress) -> Vec<Und
         // Not before: the next pod with these addresses or ports would meet what is left of this one.
         progress.enter("give the addresses back");
         failures.extend(inner.leases.give_back(pod).map_err(UndoError::Lease).err());
+        if inner.leases.is_empty() && (lease.is_some() || rules.is_made()) {
+            progress.enter("delete the nf_tables rules");
+            let deleted = Netlink::netfilter().and_then(|mut netfilter| rules.delete(&mut netfilter));
+            failures.extend(deleted.map_err(UndoError::Rules).err());
+        }
     }
     failures
 }

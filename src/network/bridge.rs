@@ -10,7 +10,6 @@ use crate::link::{self, Link};
 use crate::netlink::{Netlink, NetlinkError};
 use crate::pin::Pins;
 use crate::progress::Progress;
-use crate::ruleset::Ruleset;
 use crate::subnet::{self, Subnets};
 use crate::sysctl::{self, SysctlError};
 
@@ -82,14 +81,6 @@ pub enum BridgeError {
         /// Why.
         source: NetlinkError,
     },
-    /// The rules cannot be made.
-    #[error("make the nf_tables rules of the bridge {name}")]
-    Rules {
-        /// The bridge.
-        name: String,
-        /// Why.
-        source: NetlinkError,
-    },
 }
 
 /// What is configured of the bridge.
@@ -129,13 +120,12 @@ impl Bridge {
         &self.settings.name
     }
 
-    /// Makes sure that there are a bridge and its rules: makes them for the first pod, and again when somebody has
-    /// removed them; otherwise two short looks.
+    /// Makes sure that there is a bridge: makes it for the first pod, and again when somebody has removed it; otherwise a
+    /// short look.
     pub(crate) fn ensure(
         &self,
         netlink: &mut Netlink,
         leases: &Leases,
-        ruleset: &Ruleset,
         pins: &Pins,
         progress: &Progress,
     ) -> Result<Ready, BridgeError> {
@@ -150,16 +140,6 @@ impl Bridge {
             }
             _ => self.make(netlink, link.as_ref(), leases, pins, progress)?,
         };
-        progress.enter("look for the nf_tables rules");
-        let failed = |source| BridgeError::Rules { name: self.settings.name.clone(), source };
-        let mut netfilter = Netlink::netfilter().map_err(failed)?;
-        // A daemon's first pod makes them new in any case: another version's rules may differ.
-        if known.as_ref().map(|known| known.subnets) != Some(ready.subnets)
-            || !ruleset.exists(&mut netfilter).map_err(failed)?
-        {
-            progress.enter("make the nf_tables rules");
-            ruleset.install(&mut netfilter, leases).map_err(failed)?;
-        }
         *known = Some(ready);
         Ok(ready)
     }

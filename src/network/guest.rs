@@ -182,12 +182,12 @@ fn open_ports(inner: &Inner, pod: &PodId, mut lease: Lease, progress: &Progress)
         return Ok(());
     }
     let mut netfilter = Netlink::netfilter().map_err(AttachError::HostPorts)?;
-    match inner.ruleset.exists(&mut netfilter).map_err(AttachError::HostPorts)? {
-        true => inner.ruleset.add(&mut netfilter, pod, &lease).map_err(AttachError::HostPorts)?,
-        // Without ports nobody reaches another pod by one.
-        false if lease.ports.is_empty() => return Ok(()),
-        false => inner.ruleset.install(&mut netfilter, &inner.leases).map_err(AttachError::HostPorts)?,
+    // Without ports nobody reaches another pod by one.
+    if lease.ports.is_empty() && !inner.ruleset.exists(&mut netfilter).map_err(AttachError::Rules)? {
+        return Ok(());
     }
+    inner.ruleset.hold().ensure(&mut netfilter, &inner.leases).map_err(AttachError::Rules)?;
+    inner.ruleset.add(&mut netfilter, pod, &lease).map_err(AttachError::HostPorts)?;
     if let Some(device) = lease.guest.as_ref().and_then(|guest| guest.device.as_ref()) {
         // After the guard against what it would let in.
         sysctl::set(&localnet(device), "1").map_err(AttachError::Setting)?;

@@ -185,6 +185,11 @@ impl Leases {
         book.leases.values().filter_map(Lease::addresses).any(|(ipv4, _)| subnet.contains(&ipv4))
     }
 
+    /// Whether no pod has a lease.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.book().leases.is_empty()
+    }
+
     /// Whether a pod has an address of the built-in network.
     pub(crate) fn has_own(&self) -> bool {
         self.book().leases.values().any(|lease| lease.guest.is_none())

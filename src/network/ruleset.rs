@@ -16,8 +16,9 @@
 //! }                        (and all of it once more for IPv6)
 //! ```
 //!
-//! The rules are written once; a pod adds and removes elements, so its cost does not grow with the number of pods. No
-//! rule accepts anything: what another table drops stays dropped.
+//! The rules are written once; a pod adds and removes elements, so its cost does not grow with the number of pods. The
+//! table comes with the first pod and goes with the last. No rule accepts anything: what another table drops stays
+//! dropped.
 
 use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -102,14 +103,60 @@ pub(crate) struct Ruleset {
     table: String,
     bridge: String,
     masquerade: bool,
-    held: Mutex<()>,
+    made: Mutex<Option<Made>>,
+}
+
+/// What the rules of a table were made for.
+#[derive(Debug, PartialEq, Eq)]
+struct Made {
+    subnets: Option<Subnets>,
+}
+
+/// The table while nobody else makes or deletes it.
+pub(crate) struct Held<'a> {
+    ruleset: &'a Ruleset,
+    /// `None`: this daemon has made none.
+    made: MutexGuard<'a, Option<Made>>,
+}
+
+impl Held<'_> {
+    /// Makes sure that there is a table with rules for the leases' subnets. One that this daemon has not made is made
+    /// anew: another version's rules may differ.
+    pub(crate) fn ensure(&mut self, netlink: &mut Netlink, leases: &Leases) -> Result<(), NetlinkError> {
+        let fits = self.made.as_ref().is_some_and(|made| made.subnets == leases.subnets());
+        if fits && self.ruleset.exists(netlink)? { Ok(()) } else { self.install(netlink, leases) }
+    }
+
+    /// Makes the table anew from the leases, replacing one that is there without a moment in between.
+    pub(crate) fn install(&mut self, netlink: &mut Netlink, leases: &Leases) -> Result<(), NetlinkError> {
+        let subnets = leases.subnets();
+        self.ruleset.write(netlink, leases, subnets)?;
+        *self.made = Some(Made { subnets });
+        Ok(())
+    }
+
+    /// Whether this daemon has made a table that it has not deleted.
+    pub(crate) fn is_made(&self) -> bool {
+        self.made.is_some()
+    }
+
+    /// Deletes the table; one that is not there is fine.
+    pub(crate) fn delete(&mut self, netlink: &mut Netlink) -> Result<(), NetlinkError> {
+        match netlink.request(transaction([nft::delete_table(&self.ruleset.table)])) {
+            Err(error) if error.refusal() != Some(Errno::NOENT) => Err(error),
+            _ => {
+                *self.made = None;
+                Ok(())
+            }
+        }
+    }
 }
 
 impl Ruleset {
     /// Names the table of a daemon; nothing is made.
     pub(crate) fn new(instance: Option<&str>, bridge: &str, masquerade: bool) -> Self {
         let table = instance.map_or_else(|| "podwright".to_owned(), |instance| format!("podwright_{instance}"));
-        Self { table, bridge: bridge.to_owned(), masquerade, held: Mutex::new(()) }
+        Self { table, bridge: bridge.to_owned(), masquerade, made: Mutex::new(None) }
     }
 
     /// Whether the table is there: an administrator's `flush ruleset` takes it away.
@@ -121,14 +168,13 @@ impl Ruleset {
         }
     }
 
-    /// Keeps the table from being made anew until the guard is dropped.
-    pub(crate) fn hold(&self) -> MutexGuard<'_, ()> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Keeps others from making or deleting the table until the guard is dropped.
+    pub(crate) fn hold(&self) -> Held<'_> {
+        // What is in the lock is replaced as a whole.
+        Held { ruleset: self, made: self.made.lock().unwrap_or_else(PoisonError::into_inner) }
     }
 
-    /// Makes the table anew from the leases, replacing one that is there without a moment in between.
-    pub(crate) fn install(&self, netlink: &mut Netlink, leases: &Leases) -> Result<(), NetlinkError> {
-        let _held = self.hold();
+    fn write(&self, netlink: &mut Netlink, leases: &Leases, subnets: Option<Subnets>) -> Result<(), NetlinkError> {
         let table = self.table.as_str();
         // Made first, so that there is one to delete.
         let mut messages = vec![nft::new_table(table), nft::delete_table(table), nft::new_table(table)];
@@ -136,7 +182,7 @@ impl Ruleset {
         messages.extend(self.chains());
         messages.extend(self.guard_rules());
         messages.extend(self.host_port_rules());
-        messages.extend(self.source_rules(leases.subnets()));
+        messages.extend(self.source_rules(subnets));
         messages.extend(self.answer_rules());
         netlink.request(transaction(messages))?;
         let elements: Vec<Message> = leases.all().iter().flat_map(|(pod, lease)| self.additions(pod, lease)).collect();

@@ -130,15 +130,20 @@ fn stray_links(inner: &Inner, live: &HashSet<PodId>, host: &mut Netlink) -> Resu
     Ok(links.iter().filter(ours).map(|link| link.name.clone()).collect())
 }
 
-/// Makes the rules anew from the leases that are left, if there are pods or rules; somebody may have flushed them.
+/// Makes the rules anew from the leases that are left, if any pod needs them or there are rules: somebody may have
+/// flushed them. Without pods they go.
 fn renew_rules(inner: &Inner) -> Result<(), NetlinkError> {
     let mut netfilter = Netlink::netfilter()?;
+    let mut rules = inner.ruleset.hold();
+    if inner.leases.is_empty() {
+        return rules.delete(&mut netfilter);
+    }
     let needed = |lease: &Lease| match &lease.guest {
         None => true,
         Some(guest) => !guest.plugin_opens_ports && !lease.ports.is_empty(),
     };
     if inner.leases.all().iter().any(|(_, lease)| needed(lease)) || inner.ruleset.exists(&mut netfilter)? {
-        inner.ruleset.install(&mut netfilter, &inner.leases)?;
+        rules.install(&mut netfilter, &inner.leases)?;
     }
     Ok(())
 }
