@@ -104,6 +104,14 @@ pub enum AttachError {
     /// The pod's bandwidth is not limited as its annotations ask.
     #[error(transparent)]
     Bandwidth(ShapeError),
+    /// Another device has the name of the host's end.
+    #[error("the device {name} of kind {kind:?} is not this daemon's, and has the pod's name: remove or rename it")]
+    NameTaken {
+        /// The name.
+        name: String,
+        /// What it is.
+        kind: String,
+    },
     /// The pod's end is not there although it was made.
     #[error("{INTERFACE} is missing inside the pod right after it was made")]
     NoInterface,
@@ -322,8 +330,11 @@ impl Attach<'_> {
                 let outside = link::by_name(host, &name).map_err(failed)?;
                 let end = link::by_name(inside, INTERFACE).map_err(failed)?;
                 match (outside, end) {
+                    (Some(outside), _) if !self.inner.is_end(self.pod, &outside) => {
+                        Err(AttachError::NameTaken { name: name.clone(), kind: outside.kind })
+                    }
                     (Some(outside), Some(end)) if end.kind == "veth" && end.peer == Some(outside.index) => Ok(()),
-                    // Not ours: something else made an eth0 inside.
+                    // Something else made an eth0 inside.
                     (None, _) => Err(failed(error)),
                     (Some(_), _) => {
                         link::delete(host, &name).map_err(failed)?;
@@ -383,8 +394,7 @@ fn configure(inside: &mut Netlink, ready: &Ready, (ipv4, ipv6): Addresses) -> Re
 pub(crate) fn detach(inner: &Inner, pod: &PodId, progress: &Progress) -> Vec<UndoError> {
     let mut failures = Vec::new();
     progress.enter("delete the veth pair");
-    let name = veth_name(pod);
-    failures.extend(delete(&name).map_err(|source| UndoError::Veth { name, source }).err());
+    failures.extend(delete_veth(inner, pod).err());
     progress.enter("close the host ports");
     // Rules that are made anew meanwhile must not have the ports of a lease that is on its way out.
     let mut rules = inner.ruleset.hold();
@@ -395,7 +405,7 @@ pub(crate) fn detach(inner: &Inner, pod: &PodId, progress: &Progress) -> Vec<Und
     if lease.as_ref().is_some_and(|lease| lease.shaped) {
         progress.enter("delete the device of the pod's bandwidth");
         let name = ifb_name(pod);
-        failures.extend(delete(&name).map_err(|source| UndoError::Bandwidth { name, source }).err());
+        failures.extend(delete_ifb(&name).map_err(|source| UndoError::Bandwidth { name, source }).err());
     }
     if failures.is_empty() {
         // Not before: the next pod with these addresses or ports would meet what is left of this one.
@@ -420,6 +430,16 @@ fn close_ports(inner: &Inner, pod: &PodId, lease: &Lease) -> Result<(), UndoErro
     conntrack::forget(&mut netfilter, &lease.ports).map_err(UndoError::Connections)
 }
 
-fn delete(name: &str) -> Result<(), NetlinkError> {
+fn delete_ifb(name: &str) -> Result<(), NetlinkError> {
     link::delete(&mut Netlink::route()?, name).map(drop)
+}
+
+fn delete_veth(inner: &Inner, pod: &PodId) -> Result<(), UndoError> {
+    let name = veth_name(pod);
+    let mut host = Netlink::route().map_err(UndoError::Socket)?;
+    let deleted = link::by_name(&mut host, &name).and_then(|link| match link {
+        Some(link) if inner.is_end(pod, &link) => link::delete(&mut host, &name),
+        _ => Ok(false),
+    });
+    deleted.map(drop).map_err(|source| UndoError::Veth { name, source })
 }

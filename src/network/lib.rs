@@ -65,6 +65,7 @@ use crate::attach::{Attach, detach};
 use crate::bridge::Bridge;
 use crate::guest::Join;
 use crate::leases::Leases;
+use crate::link::Link;
 use crate::pin::Pins;
 use crate::progress::Progress;
 use crate::readiness::Readiness;
@@ -362,6 +363,11 @@ impl Inner {
     /// What a pod's veth end says about itself, for `ip link` and the sweep.
     fn alias(&self, pod: &PodId) -> String {
         format!("{}{pod}", self.alias)
+    }
+
+    /// Whether a device is the host's end of a pod's veth pair: it says so, or its daemon was killed before it could.
+    fn is_end(&self, pod: &PodId, link: &Link) -> bool {
+        link.kind == "veth" && (link.alias == self.alias(pod) || (link.alias.is_empty() && link.master.is_some()))
     }
 
     /// The pod that a device says it belongs to, if the device is this daemon's.

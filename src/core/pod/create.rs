@@ -154,7 +154,8 @@ fn unattached(error: AttachError) -> Error {
             Error::Blocked { step: ports.to_owned(), source: error.into() }
         }
         AttachError::Lease(LeaseError::Exhausted { .. }) => Error::UsedUp { step, source: error.into() },
-        AttachError::Bridge(
+        AttachError::NameTaken { .. }
+        | AttachError::Bridge(
             BridgeError::NotABridge { .. } | BridgeError::Overlap { .. } | BridgeError::NoFreeSubnet,
         ) => Error::Blocked { step, source: error.into() },
         other => Error::step(step, other),

@@ -266,6 +266,31 @@ fn another_device_with_the_bridges_name_is_named() {
 }
 
 #[test]
+fn another_device_with_a_pods_name_is_named_and_left_alone() {
+    Lab::test(|lab| async move {
+        let network = lab.open().await;
+        let pod = Pod::fresh();
+        let name = format!("pv{}", pod.id.short());
+        for (kind, device) in
+            [("veth", format!("{name} type veth peer name other0")), ("bridge", format!("{name} type bridge"))]
+        {
+            lab.host.ip(&format!("link add {device}"));
+            let error = attach(&network, &pod, &[]).await.unwrap_err();
+            assert!(
+                matches!(&error, AttachError::NameTaken { name: n, kind: k } if *n == name && k == kind),
+                "{error:?}"
+            );
+            network.detach(&pod.id).await.unwrap();
+            assert!(lab.host.links().contains(&name));
+            lab.host.ip(&format!("link delete {name}"));
+            attach(&network, &pod, &[]).await.unwrap();
+            remove(&network, &pod).await;
+            lab.assert_no_pods();
+        }
+    });
+}
+
+#[test]
 fn a_cni_configuration_is_not_passed_over() {
     Lab::test(|lab| async move {
         let network = lab.open().await;
