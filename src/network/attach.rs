@@ -22,6 +22,7 @@ use crate::bridge::{BridgeError, Ready};
 use crate::ipam::Addresses;
 use crate::leases::{Lease, LeaseError};
 use crate::link::{self, Veth};
+use crate::listeners::{self, ListenerError};
 use crate::netlink::{Netlink, NetlinkError};
 use crate::port::HostPort;
 use crate::progress::{Progress, Unfinished};
@@ -79,6 +80,9 @@ pub enum AttachError {
     /// There are no addresses or host ports for the pod.
     #[error("take addresses and host ports for the pod")]
     Lease(#[source] LeaseError),
+    /// A host port is not the pod's to have, as far as the host's programs go.
+    #[error(transparent)]
+    Listener(ListenerError),
     /// The pod's namespace cannot be entered.
     #[error("enter the pod's network namespace {}", path.display())]
     Enter {
@@ -272,6 +276,11 @@ impl Attach<'_> {
         let mut rules = inner.ruleset.hold();
         rules.ensure(&mut netfilter, &inner.leases).map_err(AttachError::Rules)?;
         let earlier = inner.leases.get(self.pod);
+        // What a pod has had since an earlier attempt is its own, whoever listens there since.
+        if earlier.as_ref().is_none_or(|lease| lease.ports != self.ports) {
+            self.progress.enter("look for programs that listen on the host ports");
+            listeners::check(self.ports).map_err(AttachError::Listener)?;
+        }
         self.progress.enter("take addresses");
         let shaped = !self.bandwidth.is_unlimited();
         if let Some(lease) = earlier.as_ref().filter(|lease| lease.ports != self.ports) {

@@ -21,7 +21,7 @@ use crate::netlink::Netlink;
 use crate::port::HostPort;
 use crate::progress::Progress;
 use crate::sysctl::{self, SysctlError};
-use crate::{Attachment, Inner, OPERATION_LIMIT, PodRequest, bounded, conntrack};
+use crate::{Attachment, Inner, OPERATION_LIMIT, PodRequest, bounded, conntrack, listeners};
 
 /// The kernel's main routing table.
 const TABLE_MAIN: u8 = 254;
@@ -51,6 +51,7 @@ impl Join<'_> {
         let lease = Lease { ipv4: None, ipv6: None, ports: self.request.ports.to_vec(), shaped: false, guest };
         let needs_lease = !(plugin_opens_ports && lease.ports.is_empty());
         if needs_lease {
+            listeners::check(&lease.ports).map_err(AttachError::Listener)?;
             inner.leases.admit(pod, &lease).map_err(AttachError::Lease)?;
         }
         let result = self.join(capabilities, lease, needs_lease).await;

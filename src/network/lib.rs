@@ -7,7 +7,7 @@
 //! configured by then; host ports that no plugin opens are the built-in table's.
 //!
 //! Layers, each using those below: `attach`, `guest`, `sweep` (the steps) · `readiness`, `bridge`, `ruleset`, `leases`
-//! (what they work on) · `shape` · `link`, `qdisc`, `nft`, `conntrack` (messages) · `netlink` (exchanges).
+//! (what they work on) · `shape` · `link`, `qdisc`, `nft`, `conntrack`, `listeners` (messages) · `netlink` (exchanges).
 //! `subnet`, `ipam` and `claims` are pure.
 
 mod attach;
@@ -18,6 +18,7 @@ mod guest;
 mod ipam;
 mod leases;
 mod link;
+mod listeners;
 mod nft;
 mod pin;
 mod port;
@@ -49,6 +50,7 @@ pub use crate::attach::{AttachError, DetachError, UndoError};
 pub use crate::bridge::BridgeError;
 pub use crate::claims::ClaimError;
 pub use crate::leases::LeaseError;
+pub use crate::listeners::ListenerError;
 pub use crate::port::{HostPort, Protocol};
 pub use crate::progress::Unfinished;
 pub use crate::readiness::Status;

@@ -8,7 +8,9 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
 use podwright_compile::{CgroupPath, PodRequest};
-use podwright_network::{AttachError, Attachment, BridgeError, ClaimError, HostPort, LeaseError, resolver};
+use podwright_network::{
+    AttachError, Attachment, BridgeError, ClaimError, HostPort, LeaseError, ListenerError, resolver,
+};
 use podwright_plan::wire;
 use podwright_spec::PodConfig;
 use podwright_spec::pod::{NamespaceMode, PortMapping, Protocol};
@@ -150,7 +152,8 @@ fn unattached(error: AttachError) -> Error {
         AttachError::HostIpFamily { .. } | AttachError::Lease(LeaseError::Port(ClaimError::Twice { .. })) => {
             Error::invalid(ports, chain(&error))
         }
-        AttachError::Lease(LeaseError::Port(ClaimError::Taken { .. })) => {
+        AttachError::Lease(LeaseError::Port(ClaimError::Taken { .. }))
+        | AttachError::Listener(ListenerError::Taken { .. }) => {
             Error::Blocked { step: ports.to_owned(), source: error.into() }
         }
         AttachError::Lease(LeaseError::Exhausted { .. }) => Error::UsedUp { step, source: error.into() },

@@ -196,6 +196,14 @@ impl Netlink {
         Self::open(netlink_sys::protocols::NETLINK_NETFILTER)
     }
 
+    /// Opens a socket for questions about other sockets.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn sockets() -> Result<Self, NetlinkError> {
+        Self::open(netlink_sys::protocols::NETLINK_SOCK_DIAG)
+    }
+
     fn open(protocol: isize) -> Result<Self, NetlinkError> {
         let open = || -> io::Result<Socket> {
             let mut socket = Socket::new(protocol)?;

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use lab::{HOST, HOST6, Lab, Pod, attach, port, remove, talk_udp};
 use podwright_network::Protocol::{Sctp, Tcp, Udp};
-use podwright_network::{AttachError, ClaimError, LeaseError};
+use podwright_network::{AttachError, ClaimError, LeaseError, ListenerError};
 
 fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
@@ -145,6 +145,29 @@ fn a_taken_port_is_named_and_stays_with_its_pod() {
         attach(&network, &two, &[port(Tcp, None, 8080, 81)]).await.unwrap();
         lab.world.talk(&format!("{HOST}:8080"), &two.netns.listen("0.0.0.0:81"));
         remove(&network, &two).await;
+        lab.assert_no_pods();
+    });
+}
+
+#[test]
+fn a_port_on_which_the_host_listens_is_the_hosts_until_it_is_free() {
+    Lab::test(|lab| async move {
+        let network = lab.open().await;
+        let pod = Pod::fresh();
+        let ports = [port(Tcp, None, 8080, 80), port(Udp, None, 8080, 80)];
+        let in_host = lab.host.udp("0.0.0.0:8080");
+        let error = attach(&network, &pod, &ports).await.unwrap_err();
+        let AttachError::Listener(ListenerError::Taken { port, address }) = &error else { panic!("{error:?}") };
+        assert_eq!((port.to_string(), address.to_string()), ("8080/udp".to_owned(), "0.0.0.0:8080".to_owned()));
+        assert_eq!(lab.lease_files(), ["network.json"]);
+        talk_udp(&lab.world.udp("0.0.0.0:4000"), &format!("{HOST}:8080"), &in_host);
+        drop(in_host);
+        attach(&network, &pod, &ports).await.unwrap();
+        // Who comes to listen there later does not take it away at the pod's next attempt.
+        let _late = lab.host.listen("0.0.0.0:8080");
+        attach(&network, &pod, &ports).await.unwrap();
+        lab.world.talk(&format!("{HOST}:8080"), &pod.netns.listen("0.0.0.0:80"));
+        remove(&network, &pod).await;
         lab.assert_no_pods();
     });
 }
