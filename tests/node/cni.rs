@@ -1,16 +1,16 @@
 //! Pods of CNI networks against a whole daemon, whose host is a network namespace of its own.
 
-use std::fs::{self, File};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::fs;
+use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use k8s_cri::v1::*;
-use nix::sched::{CloneFlags, setns};
 use serde_json::{Value, json};
 use tonic::Code;
 
-use crate::lab::cri::{PATIENCE, eventually, pod, refused};
+use crate::lab::cri::{eventually, pod, refused};
+use crate::lab::netns::Netns;
 use crate::lab::node::{Node, Setup};
 
 async fn start() -> Node {
@@ -51,25 +51,6 @@ fn given(node: &Node, network: &str) -> usize {
     entries.flatten().filter(|entry| entry.file_name().to_string_lossy().parse::<IpAddr>().is_ok()).count()
 }
 
-/// Does work in a network namespace.
-fn within<T: Send>(netns: &Path, work: impl FnOnce() -> T + Send) -> T {
-    let netns = File::open(netns).expect("the namespace");
-    let inside = || {
-        setns(&netns, CloneFlags::CLONE_NEWNET).expect("the namespace can be entered");
-        work()
-    };
-    std::thread::scope(|scope| scope.spawn(inside).join().expect("the work ends"))
-}
-
-/// Connects from the daemon's host to a listener.
-fn reach(node: &Node, to: &str, listener: &TcpListener) {
-    let to: SocketAddr = to.parse().expect("an address");
-    let host = PathBuf::from(format!("/proc/{}/ns/net", node.pid()));
-    let _client =
-        within(&host, || TcpStream::connect_timeout(&to, PATIENCE)).unwrap_or_else(|error| panic!("{to}: {error}"));
-    listener.accept().expect("the connection arrives");
-}
-
 async fn network_condition(node: &Node) -> RuntimeCondition {
     let status = node.runtime.clone().status(StatusRequest { verbose: false }).await.expect("Status").into_inner();
     let conditions = status.status.expect("a status").conditions;
@@ -96,9 +77,9 @@ async fn pods_of_a_chain_are_reached_and_go_without_their_configuration() {
     let netns = details["runtimeSpec"]["linux"]["namespaces"][0]["path"].as_str().expect("a path").to_owned();
     assert!(netns.starts_with("/run/netns/"), "plugins see the conventional path: {netns}");
     assert_eq!(details["network"]["result"]["interfaces"][2]["sandbox"], netns.as_str(), "{details}");
-    let listener = within(Path::new(&netns), || TcpListener::bind("0.0.0.0:80")).expect("a port of the pod");
-    reach(&node, "10.77.0.2:80", &listener);
-    reach(&node, "127.0.0.1:8080", &listener);
+    let (host, listener) = (Netns::of_host(&node), Netns::at(&netns).listen("0.0.0.0:80"));
+    host.reach("10.77.0.2:80", &listener);
+    host.reach("127.0.0.1:8080", &listener);
     drop(listener);
 
     fs::remove_file(configuration(&node)).expect("the configuration goes");

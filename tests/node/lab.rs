@@ -5,6 +5,7 @@ pub(crate) mod authority;
 pub(crate) mod cri;
 pub(crate) mod distribution;
 pub(crate) mod log;
+pub(crate) mod netns;
 pub(crate) mod node;
 pub(crate) mod proxy;
 pub(crate) mod registry;

@@ -7,6 +7,7 @@
 mod lab;
 
 mod bad;
+mod builtin;
 mod clean;
 mod cli;
 mod cni;

@@ -137,6 +137,11 @@ impl Node {
         self.channel.clone()
     }
 
+    /// The name of its bridge.
+    pub(crate) fn bridge(&self) -> &str {
+        &self.bridge
+    }
+
     /// A directory of the test's own, gone with the node.
     pub(crate) fn dir(&self) -> &Path {
         self.dir.path()
