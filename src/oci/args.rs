@@ -266,6 +266,12 @@ fn command(name: &str, parser: &mut Parser) -> Result<Command, Error> {
         "spec" => spec(parser).map(Command::Spec),
         "features" => nothing(parser).map(|()| Command::Features),
         "help" => Ok(Command::Help),
+        // Or it would pass for a misspelt one.
+        "checkpoint" | "restore" => Err(Error::argument(
+            "command",
+            name,
+            "is not supported by this version: containers cannot be saved to disk",
+        )),
         _ => Err(Error::argument("command", name, "is none: see --help")),
     }
 }
@@ -338,6 +344,8 @@ mod tests {
             ("create ../x", "id"),
             ("create --preserve-fds many x", "--preserve-fds"),
             ("fly x", "is none"),
+            ("checkpoint --image-path /i x", "not supported"),
+            ("restore x", "not supported"),
             ("--log-format yaml list", "--log-format"),
             ("start --now x", "now"),
         ] {
