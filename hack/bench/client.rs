@@ -60,6 +60,12 @@ pub(crate) struct Client {
 }
 
 impl Client {
+    /// Connects, for pods without containers.
+    pub(crate) async fn open(socket: &str) -> anyhow::Result<Self> {
+        let runtime = RuntimeServiceClient::new(channel(socket).await?);
+        Ok(Self { runtime, image: String::new(), socket: socket.to_owned(), count: 0 })
+    }
+
     /// Connects, and pulls the image where it is missing.
     pub(crate) async fn connect(socket: &str, image: &str) -> anyhow::Result<Self> {
         let channel = channel(socket).await?;
@@ -99,13 +105,10 @@ impl Client {
 
     /// Runs a pod and its container.
     pub(crate) async fn start(&mut self, network: Network) -> anyhow::Result<(Pod, Cycle)> {
-        self.count += 1;
         let config = self.pod_config(network);
         let mut cycle = Cycle::default();
-        let clock = Instant::now();
-        let run = RunPodSandboxRequest { config: Some(config.clone()), ..Default::default() };
-        let sandbox = self.runtime.run_pod_sandbox(run).await?.into_inner().pod_sandbox_id;
-        cycle.run = milliseconds(clock);
+        let sandbox;
+        (sandbox, cycle.run) = self.run(config.clone()).await?;
         let clock = Instant::now();
         let create = CreateContainerRequest {
             pod_sandbox_id: sandbox.clone(),
@@ -120,15 +123,36 @@ impl Client {
         Ok((Pod { sandbox, container }, cycle))
     }
 
+    /// Runs a pod without containers, maybe with a host port; its id, and the milliseconds that this took.
+    pub(crate) async fn sandbox(&mut self, network: Network, port: Option<i32>) -> anyhow::Result<(String, f64)> {
+        let mut config = self.pod_config(network);
+        let mapping = |host_port| PortMapping { host_port, container_port: 80, ..Default::default() };
+        config.port_mappings = port.map(mapping).into_iter().collect();
+        self.run(config).await
+    }
+
+    async fn run(&mut self, config: PodSandboxConfig) -> anyhow::Result<(String, f64)> {
+        let run = RunPodSandboxRequest { config: Some(config), ..Default::default() };
+        let clock = Instant::now();
+        let sandbox = self.runtime.run_pod_sandbox(run).await?.into_inner().pod_sandbox_id;
+        Ok((sandbox, milliseconds(clock)))
+    }
+
     /// Removes a pod, whatever runs in it.
     pub(crate) async fn remove(&mut self, pod: Pod) -> anyhow::Result<()> {
         self.runtime.remove_container(RemoveContainerRequest { container_id: pod.container }).await?;
-        self.runtime.stop_pod_sandbox(StopPodSandboxRequest { pod_sandbox_id: pod.sandbox.clone() }).await?;
-        self.runtime.remove_pod_sandbox(RemovePodSandboxRequest { pod_sandbox_id: pod.sandbox }).await?;
+        self.remove_sandbox(pod.sandbox).await
+    }
+
+    /// Removes a pod without containers.
+    pub(crate) async fn remove_sandbox(&mut self, id: String) -> anyhow::Result<()> {
+        self.runtime.stop_pod_sandbox(StopPodSandboxRequest { pod_sandbox_id: id.clone() }).await?;
+        self.runtime.remove_pod_sandbox(RemovePodSandboxRequest { pod_sandbox_id: id }).await?;
         Ok(())
     }
 
-    fn pod_config(&self, network: Network) -> PodSandboxConfig {
+    fn pod_config(&mut self, network: Network) -> PodSandboxConfig {
+        self.count += 1;
         let name = format!("bench-{}-{}", std::process::id(), self.count);
         let options = NamespaceOption {
             network: mode(network).into(),

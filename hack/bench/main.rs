@@ -2,17 +2,20 @@
 //!
 //! ```text
 //! podwright-bench pods --image REF NAME=SOCKET…    pods: time and memory, beside what the kernel alone takes
+//! podwright-bench network NAME=SOCKET…             networks: RunPodSandbox among more and more pods
 //! podwright-bench image DIRECTORY                  makes a large image
 //! podwright-bench pull --image REF NAME=SOCKET…    cold pulls: wall and processor time
 //! ```
 //! Runtimes take turns, round by round, so that what else the machine does strikes all alike. One table on standard
 //! output, everything as JSON with `--json FILE`.
 
+mod chain;
 mod client;
 mod cpu;
 mod floor;
 mod image;
 mod memory;
+mod network;
 mod pods;
 mod pull;
 mod seeded;
@@ -38,6 +41,7 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     Pods(pods::Arguments),
+    Network(network::Arguments),
     Image(image::Arguments),
     Pull(pull::Arguments),
 }
@@ -51,6 +55,10 @@ fn main() -> anyhow::Result<()> {
             let runtimes = block_on(pods::measure(&arguments))?;
             let report = pods::Report { kernel_floor, runtimes };
             show(json.as_deref(), &report, &stats::pods(&report))
+        }
+        Command::Network(arguments) => {
+            let report = block_on(network::measure(&arguments))?;
+            show(json.as_deref(), &report, &network::table(&report))
         }
         Command::Image(arguments) => image::make(&arguments),
         Command::Pull(arguments) => {

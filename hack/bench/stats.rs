@@ -78,7 +78,7 @@ pub(crate) fn pulls(report: &[Pulls]) -> String {
 }
 
 /// The first two lines of a table.
-fn head(what: &str, names: &[&str]) -> String {
+pub(crate) fn head(what: &str, names: &[&str]) -> String {
     format!("| {what} | {} |\n|---|{}\n", names.join(" | "), "---:|".repeat(names.len()))
 }
 
@@ -91,7 +91,11 @@ fn row(text: &mut String, report: &Report, name: &str, cell: impl Fn(&Runtime) -
 }
 
 fn times(cycles: &[Cycle], value: impl Fn(&Cycle) -> f64) -> String {
-    let series = Series::new(cycles.iter().map(value).collect());
+    cell(&Series::new(cycles.iter().map(value).collect()))
+}
+
+/// Median and 90th percentile.
+pub(crate) fn cell(series: &Series) -> String {
     format!("{:.1} ({:.1})", series.percentile(0.5), series.percentile(0.9))
 }
 
